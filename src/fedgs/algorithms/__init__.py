@@ -1,0 +1,44 @@
+"""Federated algorithms by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+from fedgs.algorithms.fedavg import fedavg, fedavg_published
+from fedgs.algorithms.fedgs import fedgs
+from fedgs.core import Algorithm
+from fedgs.errors import unknown_choice
+
+__all__ = ["ALGORITHMS", "Algorithm", "build"]
+
+ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
+    "fedavg": fedavg,
+    "fedavg-published": fedavg_published,
+    "fedgs": fedgs,
+}
+"""What makes each algorithm."""
+
+
+def build(name: str, *, known: Mapping[str, Any], **options: Any) -> Algorithm:
+    """Makes an algorithm by name.
+
+    Args:
+        name: A key of `ALGORITHMS`.
+        known: What the surroundings know (``base`` of the data, ``lr`` of the sites); taken where it is wanted.
+        **options: What was asked for; each must be an option of this algorithm.
+
+    Returns:
+        The algorithm, as a value.
+
+    Raises:
+        ConfigError: Unknown name or option, or a value out of its range.
+    """
+    if name not in ALGORITHMS:
+        raise unknown_choice("algorithm", name, ALGORITHMS)
+    accepted = signature(ALGORITHMS[name]).parameters
+    for option in options:
+        if option not in accepted:
+            raise unknown_choice(f"option of algorithm '{name}'", option, accepted)
+    return ALGORITHMS[name](**{key: value for key, value in known.items() if key in accepted} | options)

@@ -1,0 +1,235 @@
+"""What travels between server and sites, what an algorithm is, and how one round runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from fedgs.errors import TrainingError
+from fedgs.tensors import Tensors, buffers_of, difference, float_buffers_of, load_tensors_into, weights_of
+
+if TYPE_CHECKING:
+    from fedgs.data.case import Batch
+
+__all__ = ["Algorithm", "Global", "LocalRule", "Objective", "Site", "Update", "global_of", "load", "run_round"]
+__all__ += ["train_locally"]
+
+Objective = Callable[[Any, "Batch"], Mapping[str, Tensor]]
+"""Output of the network and its batch -> named terms, whose sum is the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """What the server holds.
+
+    Attributes:
+        weights: Trainable float parameters, one name per storage (a tied alias travels nowhere).
+        buffers: Float buffers, which are averaged; integer buffers and frozen parameters, which come back bit for bit.
+        extra: What an algorithm sends with them.
+        state: What only the server needs, for instance moments; it is checkpointed and never sent.
+        round: Number of finished rounds.
+    """
+
+    weights: Tensors
+    buffers: Tensors
+    extra: Tensors = field(default_factory=dict)
+    state: Tensors = field(default_factory=dict)
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a site returns; the server moves its weights by minus the mean direction.
+
+    Attributes:
+        direction: For every trainable parameter, by how much the site would have the server's weight decrease.
+        buffers: Values of the float buffers after training; no others.
+        num_examples: Training cases of the site.
+        num_steps: Optimizer steps taken.
+        extra: What an algorithm returns with them.
+        metrics: Numbers for people, for instance the mean loss.
+    """
+
+    direction: Tensors
+    buffers: Tensors
+    num_examples: int
+    num_steps: int
+    extra: Tensors = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A site in one round, with all that its local training needs.
+
+    Attributes:
+        name: Name of the site.
+        round: Number of the round under way, from 1.
+        batches: The batches of this round, one per optimizer step.
+        num_examples: Training cases of the site.
+        objective: Loss, as named terms.
+        optimizer: Makes a fresh optimizer, so that its moments start from zero.
+        generator: Randomness for an algorithm's own use.
+        autocast: Type of the activations; None computes everything in the type of the weights.
+        on_step: Told the number of the step and its loss.
+    """
+
+    name: str
+    round: int
+    batches: Iterable[Batch]
+    num_examples: int
+    objective: Objective
+    optimizer: Callable[[Iterable[Parameter]], Optimizer]
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    autocast: torch.dtype | None = None
+    on_step: Callable[[int, float], None] = lambda step, loss: None
+
+
+class LocalRule:
+    """The site's half of an algorithm; every hook as it stands here is plain local training.
+
+    One object serves one site in one round.
+    """
+
+    def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
+        """Called once the model holds what the server sent; ``memory`` is what `finish` returned the last time."""
+
+    def loss(self, model: Module, batch: Batch, objective: Objective) -> Mapping[str, Tensor]:
+        """Gives the named terms whose sum is minimised."""
+        return objective(model(batch.images), batch)
+
+    def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
+        """Called when the gradients are there."""
+
+    def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
+        """Called when the weights have moved."""
+
+    def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
+        """Gives the update to send and what the site remembers for its next round."""
+        return update, {}
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A federated algorithm, as a value.
+
+    Attributes:
+        name: Name in tables and file names.
+        local_rule: Makes the site's half, anew for every site and round.
+        aggregate: The server's half. The mapping of updates may be lazy: it is read site by site.
+    """
+
+    name: str
+    local_rule: Callable[[], LocalRule]
+    aggregate: Callable[[Global, Mapping[str, Update]], Global]
+
+
+def global_of(model: Module) -> Global:
+    """Gives a copy of a model's state as the server's first state."""
+    return Global(
+        weights={name: weight.detach().clone() for name, weight in weights_of(model).items()},
+        buffers={name: buffer.detach().clone() for name, buffer in buffers_of(model).items()},
+    )
+
+
+def load(model: Module, state: Global) -> None:
+    """Copies the server's state into a live model.
+
+    Raises:
+        ConfigError: The state is of another network.
+    """
+    load_tensors_into(model, {**state.weights, **state.buffers})
+
+
+def train_locally(
+    model: Module, rule: LocalRule, sent: Global, memory: Tensors, site: Site
+) -> tuple[Update, Tensors]:
+    """Trains a site for one round, starting from what the server sent.
+
+    Args:
+        model: A live network, overwritten; afterwards it is the site's model.
+        rule: The site's half of the algorithm.
+        sent: The server's state.
+        memory: What the site remembers of its own earlier rounds; empty at first.
+        site: Data, objective and optimizer.
+
+    Returns:
+        The update to send and the site's new memory.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    load(model, sent)
+    model.train()
+    optimizer = site.optimizer(model.parameters())
+    rule.begin(model, optimizer, sent, memory, site)
+    device = next(model.parameters()).device.type
+    sums: dict[str, float] = {}
+    steps = 0
+    for steps, batch in enumerate(site.batches, 1):
+        optimizer.zero_grad()
+        with torch.autocast(device, site.autocast) if site.autocast else contextlib.nullcontext():
+            terms = rule.loss(model, batch, site.objective)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"site '{site.name}', round {site.round}, step {steps}: the loss is {value}; "
+                "use a smaller --lr or --precision fp32, and look at this site's images"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        rule.before_step(model, optimizer, batch)
+        optimizer.step()
+        rule.after_step(model, optimizer, batch)
+        for name, term in {"loss": loss, **{f"loss/{name}": term for name, term in terms.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + term.item()
+        site.on_step(steps, value)
+    update = Update(
+        direction=difference(sent.weights, weights_of(model)),
+        buffers={name: buffer.detach().clone() for name, buffer in float_buffers_of(model).items()},
+        num_examples=site.num_examples,
+        num_steps=steps,
+        metrics={name: total / steps for name, total in sums.items()},
+    )
+    return rule.finish(update, model, optimizer)
+
+
+def run_round(
+    algorithm: Algorithm,
+    model: Module,
+    state: Global,
+    sites: Iterable[Site],
+    memories: Mapping[str, Tensors],
+    on_update: Callable[[Site, Update], None] = lambda site, update: None,
+) -> tuple[Global, dict[str, Tensors]]:
+    """Runs one round: the server's state goes to the sites, they train, their updates are aggregated.
+
+    Args:
+        algorithm: Both halves of what is done.
+        model: A live network that the sites use in turn, overwritten.
+        state: The server's state before the round.
+        sites: The sites that take part; may be a generator.
+        memories: What each site remembers.
+        on_update: Told each site's update as soon as it is there.
+
+    Returns:
+        The server's state after the round and the sites' memories.
+    """
+    sent = replace(state, state={})
+    updates: dict[str, Update] = {}
+    remembered = dict(memories)
+    for site in sites:
+        update, memory = train_locally(model, algorithm.local_rule(), sent, memories.get(site.name, {}), site)
+        updates[site.name] = update
+        if memory:
+            remembered[site.name] = memory
+        on_update(site, update)
+    return algorithm.aggregate(state, updates), remembered

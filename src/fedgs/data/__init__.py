@@ -1,0 +1,53 @@
+"""Data of several hospitals: adapters find cases, the index reads each once, splits and batches build on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedgs.data import folder, phantom, polypgen
+from fedgs.data.case import Adapter, Case
+from fedgs.data.pairing import contents, require_folder
+from fedgs.errors import DataError, unknown_choice
+
+__all__ = ["ADAPTERS", "detect", "find_cases"]
+
+ADAPTERS: dict[str, Adapter] = {
+    "folder": folder.find_cases,
+    "phantom": phantom.find_cases,
+    "polypgen": polypgen.find_cases,
+}
+"""The adapters by name; each finds the cases of a source folder."""
+
+
+def detect(source: Path) -> str:
+    """Tells which adapter fits a source folder, by its layout.
+
+    Raises:
+        DataError: No such folder, or no adapter fits; the message shows what was found and every layout.
+    """
+    layouts = f"one of\n  {folder.LAYOUT}\n  {polypgen.LAYOUT}"
+    require_folder(source, layouts)
+    for name, module in (("phantom", phantom), ("polypgen", polypgen), ("folder", folder)):
+        if module.looks_like(source):
+            return name
+    raise DataError(f"{source}: holds {contents(source)}; expected {layouts}")
+
+
+def find_cases(source: Path, adapter: str | None = None) -> list[Case]:
+    """Finds the cases of a source folder.
+
+    Args:
+        source: Folder in the layout of the adapter.
+        adapter: Name of an adapter; None chooses it by the layout.
+
+    Returns:
+        The cases, sorted by (site, name).
+
+    Raises:
+        ConfigError: No adapter has this name.
+        DataError: The folder does not have the layout.
+    """
+    name = detect(source) if adapter is None else adapter
+    if name not in ADAPTERS:
+        raise unknown_choice("adapter", name, ADAPTERS)
+    return sorted(ADAPTERS[name](source), key=lambda case: (case.site, case.name))

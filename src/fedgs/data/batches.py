@@ -1,0 +1,172 @@
+"""Batches for training and for scoring, read case by case from an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from fedgs.data.augment import Augmentation, apply, draw, normalise
+from fedgs.data.case import Batch
+from fedgs.errors import ConfigError, DataError
+
+__all__ = ["Frames", "count_steps", "scoring_batches", "training_batches"]
+
+
+class Frames(Protocol):
+    """What batches need of an index; a row is a position in its table."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per case, with the columns site and is_small."""
+
+    @property
+    def size(self) -> int:
+        """Side of a frame in pixels."""
+
+    def frame(self, row: int) -> npt.NDArray[np.uint8]:
+        """The image, (size, size, channels), channels 1 or 3."""
+
+    def mask(self, row: int) -> npt.NDArray[np.bool_]:
+        """The mask, (512, 512)."""
+
+
+def training_batches(
+    index: Frames,
+    rows: Sequence[int],
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    generator: Generator,
+    epochs: int | None = None,
+    steps: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Gives shuffled, augmented batches of full size.
+
+    The generator decides the order and all augmentation, so that an equal seed gives equal batches, on the CPU to the
+    bit. Each epoch is shuffled anew and drops the cases that fill no batch. Only the batch at hand is in memory.
+
+    Args:
+        index: Where frames and masks come from.
+        rows: The cases to train on, as rows of the index's table.
+        batch_size: Cases per batch.
+        augmentation: How images vary.
+        generator: A generator on the CPU; it is advanced by the batches that are taken.
+        epochs: Passes over the cases; give this or `steps`.
+        steps: Batches in all, over as many epochs as it takes; give this or `epochs`.
+        device: Where the batches go, and where they are augmented.
+
+    Returns:
+        An iterator of batches at the index's size; `is_small` comes from the un-augmented masks.
+
+    Raises:
+        ConfigError: Not exactly one of `epochs` and `steps` is given, or a number is out of range.
+        DataError: There are fewer cases than one batch takes.
+    """
+    order = np.asarray(rows, dtype=np.intp)
+    sites = ", ".join(f"site '{site}'" for site in index.table["site"].iloc[order].unique())
+    count = _count_steps(len(order), batch_size, epochs, steps, sites or "training")
+    return _training_batches(index, order, batch_size, count, augmentation, generator, torch.device(device))
+
+
+def count_steps(cases: int, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> int:
+    """Tells how many batches `training_batches` gives.
+
+    Args:
+        cases: Number of training cases.
+        batch_size: Cases per batch.
+        epochs: Passes over the cases; give this or `steps`.
+        steps: Batches in all; give this or `epochs`.
+
+    Returns:
+        Number of batches, each of full size.
+
+    Raises:
+        ConfigError: Not exactly one of `epochs` and `steps` is given, or a number is out of range.
+        DataError: There are fewer cases than one batch takes.
+
+    >>> count_steps(10, 4, epochs=3), count_steps(10, 4, steps=7)
+    (6, 7)
+    """
+    return _count_steps(cases, batch_size, epochs, steps, "training")
+
+
+def scoring_batches(
+    index: Frames, rows: Sequence[int], *, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Gives the cases as they are, in the given order; the last batch may be smaller.
+
+    Args:
+        index: Where frames come from.
+        rows: The cases to score, as rows of the index's table; may be empty.
+        batch_size: Cases per batch at most.
+        device: Where the images go.
+
+    Returns:
+        An iterator of normalised images (B, C, size, size), float32, and their rows.
+
+    Raises:
+        ConfigError: `batch_size` is below 1.
+    """
+    _require_positive("batch size", batch_size)
+    return _scoring_batches(index, [int(row) for row in rows], batch_size, torch.device(device))
+
+
+def _training_batches(
+    index: Frames,
+    rows: npt.NDArray[np.intp],
+    batch_size: int,
+    count: int,
+    augmentation: Augmentation,
+    generator: Generator,
+    device: torch.device,
+) -> Iterator[Batch]:
+    is_small = index.table["is_small"].to_numpy(dtype=bool)
+    per_epoch = len(rows) // batch_size
+    for step in range(count):
+        position = step % per_epoch
+        if position == 0:
+            order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        chosen = order[position * batch_size : (position + 1) * batch_size]
+        drawn = draw(batch_size, augmentation, generator)
+        masks = torch.from_numpy(np.stack([index.mask(int(row)) for row in chosen])).to(device)
+        images, masks = apply(_images(index, chosen, device), masks, drawn, index.size)
+        yield Batch(images, masks, torch.from_numpy(is_small[chosen]).to(device))
+
+
+def _scoring_batches(
+    index: Frames, rows: list[int], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[int]]]:
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        yield normalise(_images(index, chosen, device)), chosen
+
+
+def _images(index: Frames, rows: Iterable[int], device: torch.device) -> Tensor:
+    """Frames as (B, C, size, size) float32 in [0, 1], in the channels-last memory that they are stored in."""
+    frames = torch.from_numpy(np.stack([index.frame(int(row)) for row in rows]))
+    return frames.to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
+def _count_steps(cases: int, batch_size: int, epochs: int | None, steps: int | None, where: str) -> int:
+    if (epochs is None) == (steps is None):
+        raise ConfigError(f"expected either epochs or steps, got epochs={epochs} and steps={steps}; give one of them")
+    _require_positive("batch size", batch_size)
+    _require_positive("epochs" if steps is None else "steps", epochs if steps is None else steps)
+    if cases < batch_size:
+        raise DataError(
+            f"{where}: {cases} training cases, but a batch takes {batch_size}; "
+            "choose a smaller batch size, or leave this site out"
+        )
+    return steps if steps is not None else (epochs or 0) * (cases // batch_size)
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is None or value < 1:
+        raise ConfigError(f"{name}: expected a whole number of at least 1, got {value}")

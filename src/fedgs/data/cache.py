@@ -1,0 +1,169 @@
+"""One sealed file per case: its frame at one size, its mask at 512, and what was measured when it was read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from fedgs.data.case import Case
+from fedgs.data.images import read_image, read_mask, resize_image
+from fedgs.data.lesions import MASK_SIZE, clean, find_lesions, resize_nearest
+from fedgs.errors import CheckpointError, DataError
+from fedgs.files import BLANK_SEAL, read_sealed, seal, write_atomically
+
+__all__ = ["Record", "case_file", "fingerprint", "map_case", "read_record", "write_case"]
+
+_FORMAT = 1
+_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a case after it was read once; nothing here depends on the rule for small lesions.
+
+    Attributes:
+        site: Name of the site.
+        case: Name of the case.
+        image: Path of the image relative to the source, with forward slashes.
+        mask: Path of the mask likewise.
+        fingerprint: Bytes and time of change (ns) of the image, then of the mask.
+        width: Pixels of the image as shown.
+        height: Pixels of the image as shown.
+        channels: 1 for grey, 3 for RGB.
+        lesion_area: Pixels of all lesions in the 512 x 512 mask.
+        lesion_count: Number of lesions there.
+        smallest_lesion_area: Pixels of the smallest one, 0 without any.
+        specks: Components dropped because they are too small for a lesion.
+        image_hash: Hash of the decoded image and its shape.
+        mask_hash: Hash of the mask at its own size and of its shape.
+    """
+
+    site: str
+    case: str
+    image: str
+    mask: str
+    fingerprint: tuple[int, int, int, int]
+    width: int
+    height: int
+    channels: int
+    lesion_area: int
+    lesion_count: int
+    smallest_lesion_area: int
+    specks: int
+    image_hash: str
+    mask_hash: str
+
+
+def case_file(folder: Path, size: int, site: str, case: str) -> Path:
+    """Path of a case in the cache; hashed, so that any name works on any file system."""
+    name = hashlib.blake2b(f"{site}\0{case}".encode(), digest_size=16).hexdigest()
+    return folder / f"cache-{size}" / f"{name}{_SUFFIX}"
+
+
+def fingerprint(case: Case) -> tuple[int, int, int, int]:
+    """Bytes and time of change of both files, by which a change is noticed without reading them.
+
+    Raises:
+        DataError: One of them is not there.
+    """
+    try:
+        image, mask = case.image.stat(), case.mask.stat()
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; is it a broken link or was it moved?") from error
+    return image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns
+
+
+def write_case(file: Path, case: Case, source: Path, size: int) -> Record:
+    """Reads a case from its source, measures it and writes its cache file.
+
+    Args:
+        file: Where to write; its folder must exist.
+        case: As an adapter found it.
+        source: Folder that the paths in the record are relative to.
+        size: Height and width of the frame in the cache, in pixels.
+
+    Raises:
+        DataError: Image or mask cannot be read or do not fit each other.
+    """
+    stamp = fingerprint(case)
+    image = read_image(case.image)
+    height, width, channels = image.shape
+    mask = read_mask(case.mask, (height, width))
+    square = resize_nearest(mask, MASK_SIZE)
+    lesions = find_lesions(square)
+    record = Record(
+        site=case.site,
+        case=case.name,
+        image=case.image.relative_to(source).as_posix(),
+        mask=case.mask.relative_to(source).as_posix(),
+        fingerprint=stamp,
+        width=width,
+        height=height,
+        channels=channels,
+        lesion_area=lesions.total,
+        lesion_count=lesions.count,
+        smallest_lesion_area=lesions.smallest,
+        specks=lesions.specks,
+        image_hash=content_hash(image),
+        mask_hash=content_hash(mask),
+    )
+    tensors = {"frame": resize_image(image, size), "mask": np.packbits(clean(square) if lesions.specks else square)}
+    description = {"format": _FORMAT, "record": dataclasses.asdict(record)}
+    metadata = {"fedgs": BLANK_SEAL + json.dumps(description, sort_keys=True)}
+    content = bytearray(safetensors.numpy.save(tensors, metadata=metadata))
+    seal(content)
+    # A power cut may tear this file; the seal tells, and it is made again.
+    write_atomically(file, content, durable=False)
+    return record
+
+
+def content_hash(array: NDArray[Any]) -> str:
+    """Hash of an array's shape and elements, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_record(file: Path) -> Record | None:
+    """Reads what is known of a case, after checking every byte of its file.
+
+    Returns:
+        None where the file is missing, damaged or of another format: then it has to be made again.
+    """
+    try:
+        _, description = read_sealed(file)
+    except (CheckpointError, ValueError, KeyError):
+        return None
+    if description.get("format") != _FORMAT:
+        return None
+    fields = dict(description["record"])
+    return Record(**fields | {"fingerprint": tuple(fields["fingerprint"])})
+
+
+def map_case(file: Path) -> dict[str, NDArray[np.uint8]]:
+    """Maps a cache file into memory without checking it; a page is read from the disk when it is used.
+
+    Returns:
+        "frame": (size, size, C), uint8; "mask": (512 * 512 / 8,), uint8, packed bits. Both read-only.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; run 'fedgs index' again, which makes what is missing") from error
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__")
+    arrays = np.frombuffer(content, np.uint8)[start:]
+    return {name: arrays[slice(*entry["data_offsets"])].reshape(entry["shape"]) for name, entry in header.items()}

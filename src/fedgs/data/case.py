@@ -1,0 +1,50 @@
+"""What one image with its mask is to the rest of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Adapter", "Batch", "Case"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image of one site, as an adapter found it.
+
+    Attributes:
+        site: Name of the hospital or silo.
+        name: Stem of the image file, unique within the site.
+        image: Path of the image file.
+        mask: Path of the mask file.
+        patient: Patient (or examination) within the site; None where the source does not tell.
+    """
+
+    site: str
+    name: str
+    image: Path
+    mask: Path
+    patient: str | None = None
+
+
+Adapter = Callable[[Path], Sequence[Case]]
+"""Finds the cases of a source folder, sorted by (site, name); raises DataError that shows the layout it wants."""
+
+
+class Batch(NamedTuple):
+    """What a local optimizer step sees.
+
+    Attributes:
+        images: (B, C, H, W), float32, normalised.
+        masks: Ground truth after augmentation, (B, H, W), bool.
+        is_small: Flag per image from its un-augmented 512 x 512 mask, (B,), bool.
+    """
+
+    images: Tensor
+    masks: Tensor
+    is_small: Tensor

@@ -1,0 +1,199 @@
+"""Image and mask files as arrays; whatever cannot be read faithfully is refused by name.
+
+A file is read as a viewer shows it: the orientation that a camera noted in it (EXIF) is applied to images and to masks
+alike, each by its own note.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from fedgs.errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "read_image", "read_mask", "resize_image"]
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Suffixes of the files that count as images, in lower case."""
+
+MAX_PIXELS = 2**26
+"""A file that declares more pixels (than 8192 x 8192) is refused before it is decoded."""
+
+_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+_JPEG_FORMATS = ("JPEG", "MPO")
+_JPEG_THRESHOLD = 127
+_JPEG_MAX_COLOUR = 64
+_JPEG_MAX_SHARE_BETWEEN = 0.1
+# What Pillow raises for damaged files, found by flipping and cutting bytes; warnings are among them where a program
+# turns them into errors.
+_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, EOFError, struct.error, Warning)
+_warning_filters = threading.Lock()
+
+
+class _Picture(NamedTuple):
+    pixels: Image.Image
+    is_jpeg: bool
+    is_deep: bool
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a frame.
+
+    Args:
+        path: A PNG, JPEG, TIFF, BMP or WebP file with 8 bits per channel.
+
+    Returns:
+        (H, W, C), uint8: C = 3 for RGB and palette files, 1 for grey ones. A channel of opacity is dropped if it is
+        opaque throughout.
+
+    Raises:
+        DataError: The file is damaged, declares more than `MAX_PIXELS`, is no image, or is of a kind whose levels have
+            no single meaning (more than 8 bits, CMYK, transparent, several pages); the message names it.
+    """
+    picture = _decode(path)
+    if picture.is_deep:
+        raise DataError(f"{path}: has more than 8 bits per channel; expected 8, so convert it by a window of levels")
+    levels = np.asarray(_plain(path, picture.pixels))
+    return levels[:, :, np.newaxis] if levels.ndim == 2 else levels
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+    """Reads a mask as lesion or not.
+
+    A JPEG mask is a lesion where its grey level is above 127. A mask in any other format has at most two values, one of
+    them 0 (black) unless it is constant, and is a lesion wherever it is not 0.
+
+    Args:
+        path: A PNG, JPEG, TIFF, BMP or WebP file; grey, palette or RGB.
+        size: Height and width that the mask must have, in pixels: those of its image.
+
+    Returns:
+        (H, W), bool.
+
+    Raises:
+        DataError: The file cannot be read, has another size, or is no mask of two values; the message names them.
+    """
+    picture = _decode(path)
+    found = (picture.pixels.height, picture.pixels.width)
+    if size is not None and found != size:
+        raise DataError(f"{path}: the mask has {_by(found)}, its image {_by(size)}; expected the same for both")
+    return _jpeg_mask(path, picture.pixels) if picture.is_jpeg else _lossless_mask(path, picture)
+
+
+def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resizes a frame to a square, bilinear with antialiasing; as published, the aspect ratio is not kept.
+
+    Args:
+        image: (H, W, C), uint8, C = 1 or 3.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        (size, size, C), uint8.
+    """
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return resized.reshape(size, size, image.shape[2])
+
+
+def _decode(path: Path) -> _Picture:
+    """Reads the header, refuses what it may not decode, decodes the rest and turns it upright."""
+    try:
+        with _open_header(path) as image:
+            is_jpeg = image.format in _JPEG_FORMATS
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(path, f"declares {_by((image.height, image.width))}")
+            if not is_jpeg and getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{path}: holds several pages; expected one image per file, so export one")
+            # Pillow cuts RGB with 16 bits to 8 without a word; before decoding, the tiles still tell.
+            is_deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+            image.load()
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            return _Picture(image, is_jpeg, is_deep)
+    except UnidentifiedImageError as error:
+        content = "is empty (0 bytes)" if path.stat().st_size == 0 else "is not a readable image"
+        raise DataError(f"{path}: {content}; expected an intact PNG, JPEG, TIFF, BMP or WebP file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, "declares far more") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; was it moved or deleted, or is it a broken link?") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: may not be read; check its permissions") from error
+    except _DAMAGE as error:
+        raise DataError(f"{path}: cut short or damaged ({error}); replace it by an intact copy") from error
+
+
+def _open_header(path: Path) -> Image.Image:
+    """Reads the header alone; Pillow's warning about many pixels is silenced, since here that is an error."""
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path, formats=_FORMATS)
+
+
+def _plain(path: Path, image: Image.Image) -> Image.Image:
+    """Gives the image as RGB or as grey with 8 bits; refuses what has no such form by the name of its colour mode."""
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in ("RGBA", "LA", "PA"):
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise DataError(f"{path}: has transparent pixels; expected an opaque image, so flatten it")
+        return image.convert("L" if image.mode == "LA" else "RGB")
+    if image.mode not in ("1", "L", "RGB", "YCbCr"):
+        raise DataError(f"{path}: its colour mode is {image.mode}; expected RGB or grey, so convert it")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _jpeg_mask(path: Path, image: Image.Image) -> NDArray[np.bool_]:
+    if image.mode == "RGB":
+        colours = np.asarray(image)
+        if int(np.ptp(colours, axis=2).max()) > _JPEG_MAX_COLOUR:
+            raise DataError(f"{path}: a mask with colours; expected black and white (is it a photograph?)")
+    levels = np.asarray(_plain(path, image).convert("L"))
+    between = float(np.mean((levels >= 64) & (levels < 192)))
+    if between > _JPEG_MAX_SHARE_BETWEEN:
+        raise DataError(
+            f"{path}: {between:.0%} of the mask's pixels are neither black nor white (grey levels 64 to 191); "
+            "expected a mask of two values (is it a photograph?)"
+        )
+    return np.asarray(levels > _JPEG_THRESHOLD, dtype=np.bool_)
+
+
+def _lossless_mask(path: Path, picture: _Picture) -> NDArray[np.bool_]:
+    levels = _levels(path, picture)
+    if np.any((levels != 0) & (levels != levels.max())):
+        values = np.unique(levels).tolist()
+        shown = ", ".join(map(str, values[:6])) + (f", … ({len(values)} values)" if len(values) > 6 else "")
+        raise DataError(
+            f"{path}: the mask holds the values {shown}; expected two: 0 for background and one other for lesion. "
+            "Set every lesion to 255 and the rest to 0, and save it without loss (PNG)"
+        )
+    return np.asarray(levels != 0, dtype=np.bool_)
+
+
+def _levels(path: Path, picture: _Picture) -> NDArray[Any]:
+    """One number per pixel: grey as it is, a colour as 0xRRGGBB."""
+    if picture.is_deep and picture.pixels.mode != "RGB":
+        return np.asarray(picture.pixels)
+    if picture.is_deep:
+        raise DataError(f"{path}: a mask with 16 bits per colour; expected black and white with 8 bits")
+    levels = np.asarray(_plain(path, picture.pixels))
+    if levels.ndim == 2:
+        return levels
+    red, green, blue = np.moveaxis(levels.astype(np.uint32), 2, 0)
+    is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    return np.asarray(red if is_grey else red << 16 | green << 8 | blue)
+
+
+def _too_large(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what}; fedgs decodes up to {MAX_PIXELS} pixels per image, so scale it down")
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return f"{shape[1]} x {shape[0]} pixels (width x height)"

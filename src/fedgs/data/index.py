@@ -1,0 +1,380 @@
+"""The index: every case read once, with its flags, hashes and a cache that training reads from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedgs.data import detect, find_cases
+from fedgs.data.cache import Record, case_file, content_hash, fingerprint, map_case, read_record, write_case
+from fedgs.data.case import Case
+from fedgs.data.images import read_mask
+from fedgs.data.lesions import MASK_SIZE, SMALLEST_COMPONENT, SmallRule, clean
+from fedgs.data.table import (
+    DamagedIndexError,
+    Settings,
+    flagged,
+    is_index,
+    make_table,
+    read_index,
+    read_settings,
+    write_index,
+)
+from fedgs.errors import ConfigError, DataError
+
+__all__ = ["Index", "SmallRule", "build_index", "open_data", "open_index"]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and of all cases, from the calling thread."""
+
+_SMALLEST_SIZE, _LARGEST_SIZE = 8, 4096
+_ERRORS_SHOWN = 10
+_INDEX_AGAIN = "run 'fedgs index' again"
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """Cases of several sites, ready to train on.
+
+    Attributes:
+        folder: Folder of the index.
+        source: Folder that the cases come from; it may be gone.
+        adapter: Name of the adapter that found them.
+        size: Height and width of the frames, in pixels.
+        small_rule: The rule behind the columns `is_small` and `is_tiny`.
+        table: A row per case, sorted by (site, case), numbered from 0; columns as in `fedgs.data.table.COLUMNS`.
+        channels: Channels of every frame: 1 where all images are grey, else 3.
+    """
+
+    folder: Path
+    source: Path
+    adapter: str
+    size: int
+    small_rule: SmallRule
+    table: pd.DataFrame
+    channels: int
+    _rows: tuple[tuple[str, str, str, str], ...] = field(repr=False)
+    _checked: bytearray = field(repr=False)
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self._rows)
+
+    def frame(self, row: int) -> NDArray[np.uint8]:
+        """Gives a frame at the size of the index.
+
+        Args:
+            row: Row of the table.
+
+        Returns:
+            (size, size, channels), uint8, a copy; a grey image in an index with colour has three equal channels.
+
+        Raises:
+            DataError: The cache file is missing, damaged or of another image.
+        """
+        frame = self._tensors(row)["frame"]
+        return np.repeat(frame, self.channels, axis=2) if frame.shape[2] < self.channels else frame.copy()
+
+    def mask(self, row: int) -> NDArray[np.bool_]:
+        """Gives the mask that flags, areas and scores refer to, without specks.
+
+        Args:
+            row: Row of the table.
+
+        Returns:
+            (512, 512), bool.
+
+        Raises:
+            DataError: The cache file is missing, damaged or of another image.
+        """
+        return np.unpackbits(self._tensors(row)["mask"]).reshape(MASK_SIZE, MASK_SIZE).view(np.bool_)
+
+    def native_mask(self, row: int) -> NDArray[np.bool_]:
+        """Gives the mask at the image's own size, read from the source, without specks.
+
+        A speck covers less of the image than 4 pixels of the 512 x 512 mask; a mask without lesion there has none here.
+
+        Args:
+            row: Row of the table.
+
+        Returns:
+            (height, width), bool.
+
+        Raises:
+            DataError: The source is gone or has changed since it was indexed.
+        """
+        site, case, _, mask_hash = self._rows[row]
+        path = self.source / str(self.table["mask"].iat[row])
+        mask = read_mask(path)
+        if content_hash(mask) != mask_hash:
+            raise DataError(f"{path}: has changed since '{case}' ({site}) was indexed; {_INDEX_AGAIN}")
+        if not self.table["lesion_area"].iat[row]:
+            return np.zeros_like(mask)
+        return clean(mask, smallest=SMALLEST_COMPONENT * mask.size / MASK_SIZE**2)
+
+    def with_rule(self, rule: SmallRule) -> Index:
+        """Gives the same index with flags by another rule; nothing is read again or written."""
+        return replace(self, small_rule=rule, table=flagged(self.table, rule))
+
+    def _tensors(self, row: int) -> dict[str, NDArray[np.uint8]]:
+        site, case, image_hash, mask_hash = self._rows[row]
+        file = case_file(self.folder, self.size, site, case)
+        if not self._checked[row]:
+            record = read_record(file)
+            if record is None:
+                raise DataError(f"{file}: the cache of '{case}' ({site}) is missing or damaged; {_INDEX_AGAIN}")
+            if (record.image_hash, record.mask_hash) != (image_hash, mask_hash):
+                raise DataError(f"{file}: '{case}' ({site}) has changed since this index was opened; open it again")
+            self._checked[row] = 1
+        return map_case(file)
+
+
+def build_index(
+    source: Path,
+    out: Path,
+    *,
+    adapter: str | None = None,
+    size: int = 256,
+    small_rule: SmallRule | None = None,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Index:
+    """Reads every case of a source once; what an earlier run has read and what did not change is kept.
+
+    Args:
+        source: Folder of images and masks; nothing is written to it.
+        out: Folder of the index; absent, empty, or an index of the same source.
+        adapter: Name of the adapter; None chooses it by the layout.
+        size: Height and width of the cached frames, in pixels.
+        small_rule: Which cases are small; the published rule of PolypGen if None.
+        workers: Threads; one per processor if None.
+        on_progress: Told how many cases are done.
+
+    Returns:
+        The index, opened.
+
+    Raises:
+        ConfigError: An unknown adapter or an impossible size.
+        DataError: The source's layout or files; every readable case stays in the cache, so that indexing goes on.
+    """
+    source, out = source.resolve(), out.resolve()
+    _require_size(size)
+    rule = small_rule or SmallRule()
+    # The phantom makes its own source; every other adapter needs one to be there.
+    settings = Settings(str(source), adapter or detect(source), size, rule)
+    _require_place(out, source)
+    cases = find_cases(source, settings.adapter)
+    out.mkdir(parents=True, exist_ok=True)
+    if not is_index(out):
+        write_index(out, settings, None)
+    cache = _Cache(source, out, size)
+    records = cache.fill(cases, cache.is_unchanged, workers, on_progress)
+    patients = {(case.site, case.name): case.patient for case in cases}
+    write_index(out, settings, make_table(records, patients, rule))
+    _remove_leftovers(out, cases)
+    return open_index(out)
+
+
+def open_index(
+    folder: Path, *, size: int | None = None, small_rule: SmallRule | None = None, on_progress: Progress | None = None
+) -> Index:
+    """Opens an index.
+
+    Args:
+        folder: Folder that `build_index` wrote.
+        size: Height and width of the frames; another than that of the index is cached too, from the source.
+        small_rule: Flags by this rule instead of the index's own.
+        on_progress: Told how many cases are done, where another size has to be cached.
+
+    Raises:
+        DataError: No index, an unfinished, altered or newer one, or another size of a source that is gone or changed.
+    """
+    folder = folder.resolve()
+    settings, table = read_index(folder)
+    source, size = Path(settings.source), size or settings.size
+    if size != settings.size:
+        _require_size(size)
+        _cache_size(_Cache(source, folder, size), table, on_progress)
+    rows = tuple(map(tuple, table[["site", "case", "image_hash", "mask_hash"]].to_numpy().tolist()))
+    index = Index(
+        folder=folder,
+        source=source,
+        adapter=settings.adapter,
+        size=size,
+        small_rule=settings.small_rule,
+        table=table,
+        channels=int(table["channels"].max()),
+        _rows=rows,
+        _checked=bytearray(len(rows)),
+    )
+    return index if small_rule is None else index.with_rule(small_rule)
+
+
+def open_data(
+    path: Path,
+    *,
+    adapter: str | None = None,
+    size: int = 256,
+    small_rule: SmallRule | None = None,
+    on_progress: Progress | None = None,
+) -> Index:
+    """Opens an index, or a source, which is indexed into the folder that `FEDGS_CACHE` names.
+
+    Args:
+        path: Folder of an index or of images and masks.
+        adapter: Name of the adapter; None chooses it by the layout.
+        size: Height and width of the frames, in pixels.
+        small_rule: Which cases are small; None for the index's own rule, or the published one of PolypGen for a source.
+        on_progress: Told how many cases are done.
+
+    Raises:
+        ConfigError: An unknown adapter, or another than the index was made with.
+        DataError: As `build_index` and `open_index`.
+    """
+    if not is_index(path):
+        _require_size(size)
+        name = adapter or detect(path)
+        out = _cache_folder() / "indexes" / _key(path.resolve(), name, small_rule or SmallRule())
+        return build_index(path, out, adapter=name, size=size, small_rule=small_rule, on_progress=on_progress)
+    index = open_index(path, size=size, small_rule=small_rule, on_progress=on_progress)
+    if adapter not in (None, index.adapter):
+        raise ConfigError(f"{path}: its cases come from the adapter '{index.adapter}', not '{adapter}'; leave that out")
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """The cache files of one source at one size."""
+
+    source: Path
+    folder: Path
+    size: int
+
+    def file(self, case: Case) -> Path:
+        return case_file(self.folder, self.size, case.site, case.name)
+
+    def is_unchanged(self, record: Record, case: Case) -> bool:
+        paths = tuple(path.relative_to(self.source).as_posix() for path in (case.image, case.mask))
+        return (record.image, record.mask) == paths and record.fingerprint == fingerprint(case)
+
+    def fill(
+        self,
+        cases: Sequence[Case],
+        is_current: Callable[[Record, Case], bool],
+        workers: int | None,
+        on_progress: Progress | None,
+    ) -> list[Record]:
+        """Reads the cases whose file is missing, damaged or not current; gives the records of all, in order."""
+        (self.folder / f"cache-{self.size}").mkdir(parents=True, exist_ok=True)
+
+        def read(case: Case) -> Record:
+            record = read_record(self.file(case))
+            if record is not None and is_current(record, case):
+                return record
+            return write_case(self.file(case), case, self.source, self.size)
+
+        return _map_in_threads(read, cases, workers or len(os.sched_getaffinity(0)), on_progress)
+
+
+def _map_in_threads(
+    read: Callable[[Case], Record], cases: Sequence[Case], workers: int, on_progress: Progress | None
+) -> list[Record]:
+    """Pillow, numpy and hashlib work outside the interpreter lock, so threads suffice; a first few errors stop it."""
+    results: dict[int, Record] = {}
+    errors: dict[int, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(read, case): position for position, case in enumerate(cases)}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                position = futures.pop(future)
+                try:
+                    results[position] = future.result()
+                except DataError as error:
+                    errors[position] = str(error)
+                if len(errors) == _ERRORS_SHOWN:
+                    break
+                if on_progress is not None:
+                    on_progress(done, len(cases))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    if errors:
+        lines = "\n".join(errors[position] for position in sorted(errors))
+        raise DataError(lines if len(errors) == 1 else f"{len(errors)} cases cannot be used:\n{lines}")
+    return [results[position] for position in range(len(cases))]
+
+
+def _cache_size(cache: _Cache, table: pd.DataFrame, on_progress: Progress | None) -> None:
+    """Makes the cache of another size; the frames must be those that the table tells of."""
+    rows: list[list[str]] = table[["site", "case", "image", "mask", "image_hash", "mask_hash"]].to_numpy().tolist()
+    cases = [Case(site, case, cache.source / image, cache.source / mask) for site, case, image, mask, *_ in rows]
+    hashes = {(site, case): (image, mask) for site, case, _, _, image, mask in rows}
+
+    def is_current(record: Record, case: Case) -> bool:
+        return (record.image_hash, record.mask_hash) == hashes[case.site, case.name]
+
+    if not cache.source.is_dir() and not all(cache.file(case).is_file() for case in cases):
+        raise DataError(
+            f"{cache.folder}: holds no frames at size {cache.size}, and their source {cache.source} is gone; "
+            f"bring it back, or use the size that the index was made with ({read_settings(cache.folder).size})"
+        )
+    for record, case in zip(cache.fill(cases, is_current, None, on_progress), cases, strict=True):
+        if not is_current(record, case):
+            raise DataError(f"{case.image}: image or mask has changed since it was indexed; {_INDEX_AGAIN}")
+
+
+def _require_size(size: int) -> None:
+    if not _SMALLEST_SIZE <= size <= _LARGEST_SIZE:
+        raise ConfigError(f"size {size}: expected {_SMALLEST_SIZE} to {_LARGEST_SIZE} pixels, for instance 256")
+
+
+def _require_place(out: Path, source: Path) -> None:
+    """An index may go where nothing is, or where an index of this source is."""
+    if out == source or source in out.parents:
+        raise DataError(f"{out}: lies in the source {source}, to which nothing is written; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; expected a folder for the index")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not is_index(out):
+        raise DataError(f"{out}: holds other files and no index; choose a new or empty folder for the index")
+    try:
+        other = Path(read_settings(out).source)
+    except DamagedIndexError:
+        return
+    if other != source and other.exists():
+        raise DataError(f"{out}: is the index of {other}; choose another folder for the index of {source}")
+
+
+def _remove_leftovers(out: Path, cases: Sequence[Case]) -> None:
+    """Removes the cache of cases that are gone, at every size."""
+    for folder in out.glob("cache-*"):
+        size = int(folder.name.removeprefix("cache-"))
+        wanted = {case_file(out, size, case.site, case.name) for case in cases}
+        for file in folder.glob("*.safetensors"):
+            if file not in wanted:
+                file.unlink(missing_ok=True)
+
+
+def _cache_folder() -> Path:
+    """The folder that `FEDGS_CACHE` names, else fedgs in the user's cache folder."""
+    named = os.environ.get("FEDGS_CACHE")
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedgs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot hold the cache ({error.strerror}); set FEDGS_CACHE to another") from error
+    return folder.resolve()
+
+
+def _key(source: Path, adapter: str, rule: SmallRule) -> str:
+    return hashlib.blake2b(repr((str(source), adapter, rule)).encode(), digest_size=8).hexdigest()

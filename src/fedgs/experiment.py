@@ -1,0 +1,417 @@
+"""From settings to results: puts data, network, algorithm and engine together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.nn import Module
+
+from fedgs import algorithms, models
+from fedgs.config import RunConfig, configure, differences, write_config
+from fedgs.core import Site, global_of, load
+from fedgs.data.augment import Augmentation
+from fedgs.data.batches import count_steps, training_batches
+from fedgs.data.index import Index, open_data
+from fedgs.data.lesions import SmallRule
+from fedgs.data.splits import published_split, read_split, split_cases
+from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
+from fedgs.errors import ConfigError, DataError, MissingExtraError
+from fedgs.evaluation import Prediction, Scorer
+from fedgs.events import Event, Listener, RunFinished, RunStarted, Scoring, StepTaken
+from fedgs.metrics.table import summarise
+from fedgs.overlays import Gallery
+from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine
+from fedgs.seeds import derive, generator
+
+__all__ = ["Progress", "evaluate", "train"]
+
+Progress = Callable[[int, int], None]
+"""Told how many cases have been indexed, and how many there are."""
+
+_TESTS = ("test_in", "test_out")
+
+
+def train(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    on_indexing: Progress | None = None,
+) -> Mapping[str, Any]:
+    """Trains one algorithm on the hospitals of a data folder, scores it, and keeps everything in a run folder.
+
+    Args:
+        config: What to train, see `configure`.
+        out: The run folder; it must not exist, unless ``resume`` is set.
+        resume: Go on after the last finished round; the result is the same to the byte. A folder without a finished
+            round starts over; a finished run stays as it is.
+        listeners: Told what happens.
+        on_indexing: Told of the indexing that comes first.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        ConfigError: A setting cannot work, the folder exists, or the run in it has other settings.
+        DataError: The data are missing, broken or not laid out as the adapter expects.
+        TrainingError: The loss is not finite; finished rounds are kept.
+    """
+    folder = RunFolder(Path(out))
+    if not resume and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
+    if resume and folder.is_finished:
+        return folder.summary()
+    config = _resolved(config)
+    trial = _Trial.prepare(config, on_indexing)
+    state = _begin(folder, trial, resume)
+    return trial.run(folder, state, [*listeners, partial(_write_log, folder)])
+
+
+def evaluate(
+    run: Path | str,
+    data: Path | str,
+    *,
+    adapter: str | None = None,
+    checkpoint: str = "best",
+    on_indexing: Progress | None = None,
+) -> Mapping[str, Any]:
+    """Scores a finished run on hospitals that it never knew.
+
+    Adds a row per case to the run's scores.csv with the part ``external``, in place of earlier ones of the same site and
+    round, and the summary of that part to its summary.json.
+
+    Args:
+        run: Folder of the run.
+        data: Folder of images and masks, or an index.
+        adapter: Layout of the folder; None guesses it.
+        checkpoint: ``"best"``, ``"best_small"`` or ``"last"``.
+        on_indexing: Told of the indexing that comes first.
+
+    Returns:
+        The summary of the part, with ``checkpoint``, ``round`` and ``known_cases``: how many of the images the run was
+        trained or selected on, which then are no external test.
+
+    Raises:
+        ConfigError: No run, or an unknown checkpoint.
+        CheckpointError: The checkpoint is missing or damaged; no other is taken instead.
+        DataError: The data are missing or broken.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.config()
+    if checkpoint not in CHECKPOINTS:
+        raise ConfigError(f"unknown checkpoint '{checkpoint}'; choose one of {', '.join(CHECKPOINTS)}")
+    state = folder.load(checkpoint)
+    summary = dict(folder.summary())
+    rule = SmallRule(**summary["data"]["small_rule"])
+    index = open_data(Path(data), adapter=adapter, size=config.data.size, small_rule=rule, on_progress=on_indexing)
+    model = _network(config, int(summary["data"]["channels"]))
+    if index.channels != summary["data"]["channels"]:
+        raise DataError(f"{data}: images have {index.channels} channels, the run's network takes {summary['data']['channels']}")
+    load(model, state.server)
+    number = state.server.round
+    rows = _scorer(config).score(model, index, range(len(index)), part="external", number=number)
+    scores = folder.keep_external(rows)
+    known = set(folder.split().query("part in ('train', 'validation')")["image_hash"])
+    result = {"checkpoint": checkpoint, "round": number, **summarise(scores)}
+    result["known_cases"] = int(index.table["image_hash"].isin(known).sum())
+    folder.finish(summary | {"external": result})
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One run, prepared: everything is checked, nothing is written."""
+
+    config: RunConfig
+    index: Index
+    split: pd.DataFrame
+    model: Module
+    scorer: Scorer
+
+    @classmethod
+    def prepare(cls, config: RunConfig, on_indexing: Progress | None) -> _Trial:
+        algorithms.build(config.algorithm.algorithm, known={}, **_algorithm_options(config))
+        models.objective(config.training.objective)
+        if config.data.data is None:
+            raise ConfigError("no data: name the folder of the hospitals' images with --data (--data DIR)")
+        index = open_data(
+            Path(config.data.data), adapter=config.data.adapter, size=config.data.size, on_progress=on_indexing
+        )
+        model = _network(config, index.channels)
+        models.initialise(model, generator(config.federation.seed, "network", config.data.fold))
+        trial = cls(config, index, _split(config, index), model, _scorer(config))
+        for site, rows in trial.training_rows().items():
+            _steps(config, site, len(rows))
+        return trial
+
+    def rows(self, part: str) -> list[int]:
+        """Rows of the index that are of a part; the split has the index's order."""
+        return self.split.index[self.split["part"] == part].tolist()
+
+    def training_rows(self) -> dict[str, list[int]]:
+        train = self.split[self.split["part"] == "train"]
+        if train.empty:
+            raise DataError("no training case is left; give --data with more hospitals than the unseen one")
+        return {str(site): rows.index.tolist() for site, rows in train.groupby("site")}
+
+    def run(self, folder: RunFolder, state: State, listeners: Iterable[Listener]) -> Mapping[str, Any]:
+        listeners = list(listeners)
+        started = time.monotonic()
+
+        def emit(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        rows = self.training_rows()
+        schedule = self._schedule()
+        steps = sum(_steps(self.config, site, len(rows[site])) for site in rows)
+        name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
+        emit(RunStarted(name, rounds, state.server.round, round(steps * schedule.fraction_of_sites)))
+        sites = {site: partial(self._site, site, rows[site], emit) for site in rows}
+        federation = Federation(self.model, self._algorithm(), sites, partial(self._validate, folder, emit))
+        state = run_rounds(federation, schedule, state, folder, emit)
+        summary = self._final(folder, state, emit) | {"seconds": round(time.monotonic() - started, 1)}
+        folder.finish(summary)
+        _write_report(folder)
+        emit(RunFinished(summary))
+        return summary
+
+    def _schedule(self) -> Schedule:
+        federation = self.config.federation
+        return Schedule(
+            rounds=federation.rounds,
+            seed=federation.seed,
+            fold=self.config.data.fold,
+            fraction_of_sites=federation.fraction_of_sites,
+            evaluate_every=federation.evaluate_every,
+        )
+
+    def _algorithm(self) -> algorithms.Algorithm:
+        known = {"base": self.index.small_rule.base, "lr": self.config.training.lr}
+        return algorithms.build(self.config.algorithm.algorithm, known=known, **_algorithm_options(self.config))
+
+    def _site(self, name: str, rows: list[int], emit: Listener, number: int) -> Site:
+        training, device = self.config.training, torch.device(self.config.training.device)
+        names = (self.config.data.fold, number, name)
+        seed = self.config.federation.seed
+        torch.manual_seed(derive(seed, "layers", *names))  # dropout and the like draw from torch's own generator
+        batches = training_batches(
+            self.index,
+            rows,
+            batch_size=training.batch_size,
+            epochs=training.epochs,
+            steps=training.local_steps,
+            augmentation=Augmentation(),
+            generator=generator(seed, "batches", *names),
+            device=device,
+        )
+        fused = device.type in ("cpu", "cuda")
+        return Site(
+            name=name,
+            round=number,
+            batches=batches,
+            num_examples=len(rows),
+            objective=models.objective(training.objective),
+            optimizer=partial(torch.optim.AdamW, lr=training.lr, weight_decay=training.weight_decay, fused=fused),
+            generator=generator(seed, "rule", *names),
+            autocast=_autocast(self.config),
+            on_step=lambda step, loss: emit(StepTaken(number, name, step, loss)),
+        )
+
+    def _validate(self, folder: RunFolder, emit: Listener, model: Module, number: int) -> Mapping[str, Any]:
+        scores = self._score(model, "validation", number, emit)
+        folder.keep_scores(scores)
+        return summarise(scores)
+
+    def _score(
+        self, model: Module, part: str, number: int, emit: Listener, gallery: Gallery | None = None
+    ) -> pd.DataFrame:
+        rows, done = self.rows(part), 0
+
+        def note(prediction: Prediction, dice: float) -> None:
+            nonlocal done
+            done += 1
+            emit(Scoring(number, part, done, len(rows)))
+            if gallery:
+                gallery.keep(part, prediction, dice)
+
+        return self.scorer.score(model, self.index, rows, part=part, number=number, on_prediction=note)
+
+    def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
+        """Scores the test images with the last network and with the best ones; they were not looked at before."""
+        gallery = Gallery(folder.path / "overlays", self.index, [row for part in _TESTS for row in self.rows(part)])
+        numbers = {state.server.round} | {best.round for best in state.best.values()}
+        for name in CHECKPOINTS:
+            kept = state if name == "last" else folder.load(name) if name in state.best else None
+            if kept and kept.server.round in numbers:
+                numbers.remove(kept.server.round)
+                load(self.model, kept.server)
+                shown = gallery if name == "last" else None
+                for part in _TESTS:
+                    folder.keep_scores(self._score(self.model, part, kept.server.round, emit, shown))
+        gallery.close()
+        scores = folder.write_scores()
+        best = {name: _parts_of(scores, state.best[name].round) if name in state.best else None for name in BEST}
+        return self._about(state) | _parts_of(scores, state.server.round) | best
+
+    def _about(self, state: State) -> dict[str, Any]:
+        config = self.config
+        return {
+            "format": 1,
+            "algorithm": config.algorithm.algorithm,
+            "model": config.model.model,
+            "size": config.data.size,
+            "seed": config.federation.seed,
+            "fold": config.data.fold,
+            "unseen_site": config.data.unseen_site,
+            "rounds": config.federation.rounds,
+            "round": state.server.round,
+            "data": _about_data(self.index, self.split),
+        }
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    device = config.training.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+    given: dict[str, Any] = {"device": device}
+    if config.data.data is not None:
+        given["data"] = str(Path(config.data.data).absolute())
+    if config.training.local_steps is None:
+        given["local_epochs"] = config.training.epochs
+    return configure(config, **given)
+
+
+def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
+    fingerprint = _fingerprint(trial.index, trial.split)
+    if resume and folder.is_started:
+        _refuse_other(folder, trial.config, fingerprint)
+        return folder.restore()
+    environment = describe_machine(torch.device(trial.config.training.device)) | {"data": fingerprint}
+    split = trial.split.assign(image_hash=trial.index.table["image_hash"])
+    folder.create(write_config(trial.config), environment, split)
+    return State(global_of(trial.model))
+
+
+def _refuse_other(folder: RunFolder, config: RunConfig, fingerprint: str) -> None:
+    changed = differences(folder.config(), config)
+    if changed:
+        raise ConfigError(
+            f"{folder.path}: cannot go on, its settings differ: {'; '.join(changed)}. "
+            "Leave these flags out, or start a new run with another --out"
+        )
+    if folder.environment().get("data") != fingerprint:
+        raise ConfigError(
+            f"{folder.path}: cannot go on, the images, masks, flags or split are not those that the run began with; "
+            "restore the data, or start a new run with another --out"
+        )
+
+
+def _fingerprint(index: Index, split: pd.DataFrame) -> str:
+    columns = index.table[["site", "case", "image_hash", "mask_hash", "is_small", "is_tiny"]].assign(part=split["part"])
+    return hashlib.sha256(columns.to_csv(index=False).encode()).hexdigest()
+
+
+def _network(config: RunConfig, channels: int) -> Module:
+    options = dict(config.model.model_options)
+    model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
+    return model.to(config.training.device)
+
+
+def _scorer(config: RunConfig) -> Scorer:
+    batch_size = max(1, config.training.batch_size)
+    return Scorer(config.data.score_size, batch_size, config.training.device, _autocast(config))
+
+
+def _autocast(config: RunConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.training.precision == "bf16" else None
+
+
+def _algorithm_options(config: RunConfig) -> dict[str, Any]:
+    options = {"difficulty": config.algorithm.difficulty, "server_momentum": config.algorithm.server_momentum}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _steps(config: RunConfig, site: str, cases: int) -> int:
+    training = config.training
+    if cases < training.batch_size:
+        raise DataError(
+            f"site '{site}' has {cases} training cases, fewer than one batch of {training.batch_size}; "
+            "lower --batch-size or leave the site out of the data"
+        )
+    return count_steps(cases, training.batch_size, epochs=training.epochs, steps=training.local_steps)
+
+
+def _split(config: RunConfig, index: Index) -> pd.DataFrame:
+    data = config.data
+    if data.split == "grouped":
+        split = split_cases(index.table, fold=data.fold, unseen_site=data.unseen_site, seed=data.split_seed)
+    elif data.split == "published":
+        split = published_split(index.table, fold=data.fold, unseen_site=data.unseen_site)
+    else:
+        split = read_split(Path(data.split), index.table)
+    return split.reset_index(drop=True)
+
+
+def _parts_of(scores: pd.DataFrame, number: int) -> dict[str, Any]:
+    rows = scores[scores["round"] == number]
+    parts = {part: summarise(rows[rows["part"] == part]) for part in ("validation", *_TESTS)}
+    return {"round": number, **parts}
+
+
+def _about_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
+    table = index.table.assign(part=split["part"])
+    rule = index.small_rule
+    sites = {
+        str(site): {
+            "cases": len(cases),
+            "patients_known": int(cases["patient"].notna().sum()),
+            "lesion_free": int((cases["lesion_area"] == 0).sum()),
+            "small": int(cases["is_small"].sum()),
+            "tiny": int(cases["is_tiny"].sum()),
+            **{part: int((cases["part"] == part).sum()) for part in ("train", "validation", *_TESTS)},
+        }
+        for site, cases in table.groupby("site")
+    }
+    return {
+        "source": index.source.name,
+        "adapter": index.adapter,
+        "channels": index.channels,
+        "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
+        "sites": sites,
+        "patients_unknown": int(table["patient"].isna().sum()),
+    }
+
+
+def _write_report(folder: RunFolder) -> None:
+    from fedgs.report.html import write_report
+
+    try:
+        write_report([folder.path], folder.path / "report.html")
+    except MissingExtraError as error:
+        folder.log(f"no report.html: {error}")
+
+
+def _write_log(folder: RunFolder, event: Event) -> None:
+    if not isinstance(event, (StepTaken, Scoring)):
+        folder.log(_in_words(event))
+
+
+def _in_words(event: Event) -> str:
+    """One line of the log: the event's name and what it carries, without the long tables."""
+    carried = {name: getattr(event, name) for name in event.__slots__ if name != "summary"}
+    return f"{type(event).__name__} {json.dumps(carried, default=str, ensure_ascii=False)}"

@@ -1,0 +1,141 @@
+"""From a row per image to means that are not biased: each stratum averages only the images that belong to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+import pandas as pd
+
+from fedgs.errors import DataError
+
+__all__ = ["SCORE_COLUMNS", "STRATA", "Mean", "PartSummary", "read_scores", "summarise"]
+
+SCORE_COLUMNS = (
+    "round",
+    "part",
+    "site",
+    "case",
+    "is_small",
+    "is_tiny",
+    "lesion_area",
+    "dice",
+    "tp",
+    "fp",
+    "fn",
+    "pixels",
+)
+"""Columns of scores.csv: `lesion_area` in pixels of the 512 x 512 mask; tp, fp, fn and pixels at the score size."""
+
+STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
+"""Dice of all images, with a lesion, small, tiny, large; and the share of lesion-free images with a false positive."""
+
+_TYPES = {"part": str, "site": str, "case": str, "is_small": bool, "is_tiny": bool}
+
+
+class Mean(TypedDict):
+    """A mean over images and how many they are; None where there is none."""
+
+    mean: float | None
+    n: int
+
+
+class PartSummary(TypedDict):
+    """Means of one part of the data, pooled over its images, and the same six per site."""
+
+    dice: Mean
+    dice_n: Mean
+    dice_s: Mean
+    dice_t: Mean
+    dice_l: Mean
+    lesion_free: Mean
+    sites: dict[str, dict[str, Mean]]
+
+
+def summarise(scores: pd.DataFrame) -> PartSummary:
+    """Averages the scores of one part in one round, pooled over images and per site.
+
+    dice: all images; dice_n: with a lesion; dice_s: flagged small; dice_t: small as a whole; dice_l: with a lesion and
+    not small; lesion_free: share of lesion-free images in which the prediction has any pixel.
+
+    Args:
+        scores: A row per case with `SCORE_COLUMNS`; further columns are ignored.
+
+    Returns:
+        JSON-ready means in [0, 1] with their counts; a stratum without images has mean None and n 0, never 0.0.
+
+    Raises:
+        DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
+    """
+    _check(scores)
+    sites = {str(site): _means(rows) for site, rows in scores.groupby("site", sort=True)}
+    pooled = _means(scores)
+    return PartSummary(
+        dice=pooled["dice"],
+        dice_n=pooled["dice_n"],
+        dice_s=pooled["dice_s"],
+        dice_t=pooled["dice_t"],
+        dice_l=pooled["dice_l"],
+        lesion_free=pooled["lesion_free"],
+        sites=sites,
+    )
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Reads scores.csv of a run with names as text (a site may be called ``007`` or ``NA``) and exact numbers.
+
+    Raises:
+        DataError: The file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; expected scores.csv of a finished run")
+    try:
+        table = pd.read_csv(path, dtype=_TYPES, converters={"dice": float}, keep_default_na=False)
+    except ValueError as error:
+        raise DataError(f"{path}: not a table of scores ({error}); restore it from a copy or run again") from error
+    _check_columns(table, str(path))
+    return table
+
+
+def _means(scores: pd.DataFrame) -> dict[str, Mean]:
+    has_lesion = scores["lesion_area"] > 0
+    small = scores["is_small"].astype(bool)
+    tiny = scores["is_tiny"].astype(bool)
+    dice = scores["dice"].astype(float)
+    return {
+        "dice": _mean(dice),
+        "dice_n": _mean(dice[has_lesion]),
+        "dice_s": _mean(dice[small]),
+        "dice_t": _mean(dice[tiny]),
+        "dice_l": _mean(dice[has_lesion & ~small]),
+        "lesion_free": _mean((scores["fp"] > 0)[~has_lesion].astype(float)),
+    }
+
+
+def _mean(values: pd.Series[float]) -> Mean:
+    return Mean(mean=float(values.mean()) if len(values) else None, n=len(values))
+
+
+def _check(scores: pd.DataFrame) -> None:
+    _check_columns(scores, "summarise()")
+    repeated = scores[scores.duplicated(["site", "case"])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise DataError(
+            f"summarise() expects one row per case, but {_place(first)} appears more than once; "
+            "select one part and one round first"
+        )
+    wrong = scores[~scores["dice"].between(0.0, 1.0)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise DataError(f"summarise() expects Dice in [0, 1], but {_place(first)} has {first['dice']}")
+
+
+def _place(row: pd.Series) -> str:
+    return f"site {row['site']!r}, case {row['case']!r}"
+
+
+def _check_columns(scores: pd.DataFrame, where: str) -> None:
+    missing = [column for column in SCORE_COLUMNS if column not in scores.columns]
+    if missing:
+        raise DataError(f"{where}: scores lack the columns {', '.join(missing)}; expected {', '.join(SCORE_COLUMNS)}")

@@ -1,0 +1,71 @@
+"""Pictures of test cases with small lesions: image, truth and prediction, small enough to be kept with every run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedgs.data.index import Index
+from fedgs.evaluation import Prediction
+from fedgs.files import write_atomically
+
+__all__ = ["Gallery"]
+
+SIDE = 256
+MOST = 24
+
+
+class Gallery:
+    """Keeps the pictures of a run's small test cases.
+
+    Args:
+        folder: Where they go; made when missing.
+        index: Where the frames come from.
+        rows: Test cases, of which the flagged ones with the smallest lesions are kept, at most `MOST`.
+    """
+
+    def __init__(self, folder: Path, index: Index, rows: list[int]) -> None:
+        small = index.table.iloc[rows].query("is_small").sort_values(["lesion_area", "site", "case"])
+        self._folder, self._index = folder, index
+        self._names = {int(row): f"case-{place:02d}" for place, row in enumerate(small.index[:MOST])}
+        self._cases: list[dict[str, Any]] = []
+
+    def keep(self, part: str, prediction: Prediction, dice: float) -> None:
+        """Writes the pictures of a prediction, if it is one of those that are kept."""
+        name = self._names.get(prediction.row)
+        if name is None:
+            return
+        self._folder.mkdir(exist_ok=True)
+        frame = self._index.frame(prediction.row)
+        image = Image.fromarray(frame if frame.shape[2] == 3 else frame[:, :, 0]).convert("RGB")
+        _write(self._folder / f"{name}-image.jpg", image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), quality=85)
+        for kind, mask in (("truth", prediction.truth), ("prediction", prediction.mask)):
+            _write(self._folder / f"{name}-{kind}.png", Image.fromarray(_shrunk(mask)))
+        case = self._index.table.iloc[prediction.row]
+        about = {column: case[column] for column in ("site", "case", "is_tiny", "lesion_area")}
+        self._cases.append({"part": part, **about, "dice": dice, "name": name})
+
+    def close(self) -> None:
+        """Writes the list of the pictures."""
+        if self._cases:
+            write_atomically(self._folder / "cases.csv", pd.DataFrame(self._cases).to_csv(index=False))
+
+
+def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Gives a mask at `SIDE`, 0 or 255; a pixel is set where any pixel that it covers is, so no lesion vanishes."""
+    rows, columns = np.nonzero(mask)
+    small = np.zeros((SIDE, SIDE), np.uint8)
+    small[rows * SIDE // mask.shape[0], columns * SIDE // mask.shape[1]] = 255
+    return small
+
+
+def _write(path: Path, image: Image.Image, **options: Any) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
+    write_atomically(path, buffer.getvalue(), durable=False)

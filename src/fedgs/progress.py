@@ -1,0 +1,221 @@
+"""Listeners that show people how a run goes: a live bar in a terminal, plain lines elsewhere, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fedgs.errors import MissingExtraError
+from fedgs.events import (
+    Event,
+    Listener,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    Scoring,
+    SiteFinished,
+    StepTaken,
+)
+
+__all__ = ["Clock", "IndexingBar", "LiveBar", "PlainLines", "duration", "show_progress", "tensorboard"]
+
+_QUIET_S = 10.0
+_PATIENCE_S = 1.0
+
+
+def duration(seconds: float) -> str:
+    """Writes a time span for people.
+
+    >>> duration(59), duration(61), duration(7384)
+    ('59s', '1m01s', '2h03m')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class Clock:
+    """Follows a run and tells how far it is, and how long the rest will take at the pace so far."""
+
+    def __init__(self) -> None:
+        self.name, self.where, self.loss, self.dice = "", "", None, None
+        self.round = self.rounds = self.finished = self.steps = self.steps_per_round = 0
+        self._started = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Takes note of an event."""
+        match event:
+            case RunStarted():
+                self.name, self.rounds, self.steps_per_round = event.name, event.rounds, event.steps_per_round
+                self.finished = self.round = event.finished
+                self._before, self._started = event.finished, time.monotonic()
+            case RoundStarted():
+                self.round, self.steps = event.round, 0
+            case StepTaken():
+                self.steps += 1
+                self.where, self.loss = event.site, event.loss
+            case Scoring():
+                self.where = f"scoring {event.part} {event.done}/{event.cases}"
+            case RoundFinished():
+                self.finished, self.steps = event.round, 0
+                if event.record["validation"]:
+                    self.dice = event.record["validation"]["dice"]["mean"]
+
+    @property
+    def done(self) -> float:
+        """Rounds done, with the share of the round under way."""
+        return self.finished + min(self.steps / max(self.steps_per_round, 1), 1) * 0.95 if self.rounds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the last round is done; None before the first steps."""
+        gone = self.done - self._before if self.rounds else 0.0
+        return (time.monotonic() - self._started) / gone * (self.rounds - self.done) if gone > 0 else None
+
+    def status(self) -> str:
+        """Site, loss, Dice and time left, in one line."""
+        left = self.seconds_left
+        loss = "" if self.loss is None else f"  loss {self.loss:.3f}"
+        dice = "" if self.dice is None else f"  Dice {self.dice:.3f}"
+        return f"{self.where}{loss}{dice}" + ("" if left is None else f"  ETA {duration(left)}")
+
+
+class PlainLines:
+    """A line per round, and one at least every ten seconds; for logs and pipes.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._clock, self._last = console, Clock(), time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Writes a line if it is time."""
+        self._clock(event)
+        quiet = time.monotonic() - self._last > _QUIET_S
+        if isinstance(event, RoundFinished) or (quiet and isinstance(event, (StepTaken, SiteFinished, Scoring))):
+            clock = self._clock
+            line = f"{clock.name}  round {clock.round}/{clock.rounds}  {clock.status()}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._last = time.monotonic()
+
+
+class _Status(ProgressColumn):
+    max_refresh = 0.2
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        """Writes the clock's status."""
+        return Text(self._clock.status())
+
+
+class LiveBar:
+    """A bar that is drawn in place; it closes itself when the run ends.
+
+    Args:
+        console: A terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._clock = Clock()
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), _Status(self._clock))
+        self._bar = Progress(*columns, console=console, refresh_per_second=4)
+        self._task = self._bar.add_task("", total=None, start=False, visible=False)
+
+    def __call__(self, event: Event) -> None:
+        """Moves the bar."""
+        self._clock(event)
+        clock = self._clock
+        if isinstance(event, RunStarted):
+            self._bar.start()
+            self._bar.update(self._task, description=f"{clock.name}: round", total=clock.rounds, visible=True)
+        self._bar.update(self._task, completed=clock.finished)
+        if isinstance(event, RunFinished):
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was found."""
+        self._bar.stop()
+
+
+class IndexingBar:
+    """Shows how many cases have been read, from the second second on.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._started, self._last = console, time.monotonic(), time.monotonic()
+        self._bar = Progress(TextColumn("indexing"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+        self._task = self._bar.add_task("", total=None)
+
+    def __call__(self, done: int, cases: int) -> None:
+        """Moves the bar, or writes a line every ten seconds where there is no terminal."""
+        now = time.monotonic()
+        if self._console.is_terminal:
+            if now - self._started > _PATIENCE_S:
+                self._bar.start()
+            self._bar.update(self._task, completed=done, total=cases)
+        elif now - self._last > _QUIET_S:
+            left = (now - self._started) / max(done, 1) * (cases - done)
+            self._console.print(f"indexing {done}/{cases}  ETA {duration(left)}", highlight=False)
+            self._last = now
+        if done == cases:
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was found."""
+        self._bar.stop()
+
+
+def show_progress(console: Console) -> LiveBar | PlainLines:
+    """Gives the listener that suits where the output goes."""
+    return LiveBar(console) if console.is_terminal else PlainLines(console)
+
+
+def tensorboard(folder: Path) -> Listener:
+    """Gives a listener that writes losses and scores for TensorBoard.
+
+    Raises:
+        MissingExtraError: The extra ``tensorboard`` is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "--tensorboard") from error
+    writer = SummaryWriter(str(folder))
+
+    def listen(event: Event) -> None:
+        match event:
+            case RoundFinished():
+                for name, value in _scalars(event.record):
+                    writer.add_scalar(name, value, event.round)
+                writer.flush()
+            case RunFinished():
+                writer.close()
+
+    return listen
+
+
+def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    scalars = [
+        (f"{what}/{site}", values[what])
+        for site, values in record["sites"].items()
+        for what in ("loss", "mean_eta", "direction_norm")
+    ]
+    if record["validation"]:
+        means = {name: mean for name, mean in record["validation"].items() if name != "sites"}
+        scalars += [(f"validation/{name}", mean["mean"]) for name, mean in means.items() if mean["mean"] is not None]
+    return scalars

@@ -1,0 +1,233 @@
+"""The page: run folders in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedgs.errors import ConfigError, MissingExtraError
+from fedgs.files import write_atomically
+from fedgs.report import comparison, provenance
+from fedgs.report.summary import Mean, Part, Run, Scores, SmallRule, read_run
+
+__all__ = ["write_report"]
+
+_HEADINGS = {
+    "test_out": "Unseen hospital",
+    "test_in": "Held-out images of the training hospitals",
+    "external": "External hospitals",
+    "validation": "Validation images",
+}
+_CODES = {"test_out": "out-test", "test_in": "in-test", "external": "external", "validation": "validation"}
+_CREDITS = {
+    "polypgen": "PolypGen: Ali S. et al., A multi-centre polyp detection and segmentation dataset for generalisability "
+    "assessment, Scientific Data 10:75 (2023), licence CC BY 4.0; frames shown here are scaled and outlined.",
+}
+_NONE = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_IMAGE_AREA = 512 * 512
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of a score table that belong together: one part, or one site of a part.
+
+    Attributes:
+        heading: What the group is.
+        code: The short name of the part that texts use.
+        remark: How to take it, for instance ``optimistic``; may be empty.
+        rows: Label and scores per run.
+        differences: Label and difference per stratum.
+    """
+
+    heading: str
+    code: str
+    remark: str
+    rows: Sequence[tuple[str, Scores]]
+    differences: Sequence[tuple[str, Mapping[str, float | None]]] = ()
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Writes a page about one run or several; it names no other file and makes no request.
+
+    Args:
+        runs: Folders of finished runs, baseline first by custom.
+        out: The HTML file to write; its folder must exist.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: No run is given, one is given twice, or `out` cannot be written there.
+        DataError: A run is missing or not finished.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    if not runs:
+        raise ConfigError("a report needs at least one run folder, got none; name what 'fedgs train --out' wrote")
+    if len({folder.resolve() for folder in runs}) < len(runs):
+        raise ConfigError("a report got the same run folder twice; name every run once")
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"{out}: cannot be written, expected a file in a folder that exists; choose another place")
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("report", "the report page") from error
+    loaded = [read_run(folder) for folder in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": _score, "signed": _signed, "points": _points, "thousands": _thousands}
+    write_atomically(out, environment.get_template("page.html.j2").render(_content(loaded)).lstrip())
+    return out
+
+
+def _content(runs: Sequence[Run]) -> dict[str, Any]:
+    named = dict(zip(comparison.labels(runs), runs, strict=True))
+    return {
+        "runs": named,
+        "first": runs[0],
+        "joined": _joined([comparison.algorithm_label(run) for run in runs]),
+        "unlike": comparison.unlike_settings(runs),
+        "seeds": _seeds(runs),
+        "totals": _totals(runs[0]),
+        "small": _rule_in_words(runs[0].small_rule),
+        "parts": _parts(named),
+        "hospitals": _hospitals(named),
+        "etas": _etas(named),
+        "eta_ranges": _eta_ranges(named),
+        "charts": _charts(named),
+        "exhibits": _exhibits(runs),
+        "provenance": provenance,
+        "codes": _CODES,
+        "area": _IMAGE_AREA,
+        "credit": _CREDITS.get(runs[0].adapter, ""),
+    }
+
+
+def _totals(run: Run) -> dict[str, int]:
+    sites = run.sites.values()
+    fields = ("cases", "lesion_free", "small", "tiny", "patients_known", "train", "validation", "test_in", "test_out")
+    return {field: sum(getattr(site, field) for site in sites) for field in fields}
+
+
+def _seeds(runs: Sequence[Run]) -> dict[str, list[int]]:
+    names = dict.fromkeys(comparison.algorithm_label(run) for run in runs)
+    return {name: sorted({run.seed for run in runs if comparison.algorithm_label(run) == name}) for name in names}
+
+
+def _rule_in_words(rule: SmallRule) -> str:
+    inverse = 1 / rule.fraction
+    share = f"1/{inverse:.0f}" if abs(inverse - round(inverse)) < 1e-6 * inverse else f"{100 * rule.fraction:.3g} %"
+    return {
+        "components": f"at least one of its lesions covers no more than {share} of the image",
+        "total": f"all its lesions together cover no more than {share} of the image",
+    }.get(rule.kind, f"the rule '{rule.kind}' with {share} of the image says so")
+
+
+def _parts(named: Mapping[str, Run]) -> list[Group]:
+    runs, names = list(named.values()), list(named)
+    optimistic = any(run.patients_unknown for run in runs)
+    groups = []
+    for part, heading in _HEADINGS.items():
+        rows = [(label, run.parts[part].pooled) for label, run in named.items() if part in run.parts]
+        differences = [
+            (f"{names[each.run]} {_MINUS} {comparison.algorithm_label(runs[each.baseline])}", each.pooled)
+            for each in comparison.differences(runs, part)
+        ]
+        remark = {"test_in": "optimistic", "test_out": "primary"}.get(part, "") if optimistic else ""
+        unseen = sorted({str(run.unseen_site) for run in runs if part == "test_out" and run.unseen_site})
+        if rows:
+            groups.append(Group(" ".join([heading, ", ".join(unseen)]), _CODES[part], remark, rows, differences))
+    return groups
+
+
+def _hospitals(named: Mapping[str, Run]) -> list[Group]:
+    groups = []
+    for part in ("test_in", "test_out", "external"):
+        tested: dict[str, Part] = {label: run.parts[part] for label, run in named.items() if part in run.parts}
+        for site in sorted({site for scores in tested.values() for site in scores.sites}):
+            rows = [(label, scores.sites[site]) for label, scores in tested.items() if site in scores.sites]
+            groups.append(Group(site, _CODES[part], "", rows))
+    return groups
+
+
+def _etas(named: Mapping[str, Run]) -> dict[str, dict[str, float]]:
+    """Mean eta per site over all rounds, by run, for the runs that scale anything at all."""
+    found = {}
+    for label, run in named.items():
+        sites = sorted({site for round_ in run.history for site in round_.sites})
+        means = {s: fmean(r.sites[s].mean_eta for r in run.history if s in r.sites) for s in sites}
+        if any(value != 1.0 for value in means.values()):
+            found[label] = means
+    return found
+
+
+def _eta_ranges(named: Mapping[str, Run]) -> list[str]:
+    etas = _etas(named)
+    ranges = []
+    for algorithm in dict.fromkeys(comparison.algorithm_label(named[label]) for label in etas):
+        runs = [etas[label] for label in etas if comparison.algorithm_label(named[label]) == algorithm]
+        sites = {site: fmean(run[site] for run in runs if site in run) for run in runs for site in run}
+        low, high = min(sites, key=sites.__getitem__), max(sites, key=sites.__getitem__)
+        between = f"{sites[low]:.2f} ({low}) to {sites[high]:.2f} ({high})" if low != high else f"{sites[low]:.2f}"
+        ranges.append(f"{algorithm} counted training steps more by a factor eta, by hospital on average {between}.")
+    return ranges
+
+
+def _charts(named: Mapping[str, Run]) -> dict[str, Any]:
+    from fedgs.report import charts
+
+    curves = [
+        ("Dice-N in validation", "All images with a lesion.", charts.score_chart(named, "dice_n")),
+        ("Dice-S in validation", "Images with a small lesion.", charts.score_chart(named, "dice_s")),
+        ("Training loss", "Mean over hospitals; thin lines are single hospitals.", charts.loss_chart(named)),
+        ("Length of the updates", "Mean over hospitals; thin lines are single hospitals.", charts.length_chart(named)),
+    ]
+    scaled = _etas(named)
+    top = max([1.1, *(s.mean_eta for label in scaled for r in named[label].history for s in r.sites.values())])
+    return {
+        "curves": [curve for curve in curves if curve[2] is not None],
+        "eta": {label: charts.eta_chart(named[label], top=top) for label in scaled},
+    }
+
+
+def _exhibits(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    from fedgs.report.pictures import picture_of_case
+
+    return [
+        {"rank": each.rank, "overlays": each.overlays, "picture": picture_of_case(each.overlays)}
+        for each in comparison.exhibits(runs)
+    ]
+
+
+def _joined(names: Sequence[str]) -> str:
+    *most, last = dict.fromkeys(names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _score(mean: Mean) -> str:
+    return _NONE if mean.mean is None else f"{mean.mean:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return _NONE if value is None else _with_sign(f"{value:+.3f}")
+
+
+def _points(value: float | None) -> str:
+    return _NONE if value is None else f"{_with_sign(f'{100 * value:+.0f}')} pts"
+
+
+def _with_sign(number: str) -> str:
+    return number.replace("-", _MINUS) if float(number) else number[1:]
+
+
+def _thousands(number: int) -> str:
+    return f"{number:,}"

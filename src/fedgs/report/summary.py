@@ -1,0 +1,372 @@
+"""Run folders read into frozen records; pure, so that a page or a study needs neither the data nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from fedgs.errors import DataError
+from fedgs.metrics.table import STRATA
+
+__all__ = [
+    "PARTS",
+    "Checkpoint",
+    "Mean",
+    "Overlay",
+    "Part",
+    "Round",
+    "Run",
+    "Scores",
+    "Site",
+    "SiteRound",
+    "SmallRule",
+    "read_run",
+]
+
+PARTS = ("test_in", "test_out", "external", "validation")
+"""Parts of the data that a run may have scores for."""
+
+_FORMAT = 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over images, in [0, 1], and how many they are; None where there is none."""
+
+    mean: float | None
+    n: int
+
+
+Scores = Mapping[str, Mean]
+"""A mean per stratum; the keys are `fedgs.metrics.table.STRATA`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Scores of one part of the data.
+
+    Attributes:
+        pooled: Means over all its images.
+        sites: The same per site.
+    """
+
+    pooled: Scores
+    sites: Mapping[str, Scores]
+
+    @property
+    def is_empty(self) -> bool:
+        """True when the part holds no image."""
+        return self.pooled["dice"].n == 0
+
+
+@dataclass(frozen=True, slots=True)
+class SmallRule:
+    """What counts as a small lesion: a rule (``components`` or ``total``), a share of the image, and eta's base."""
+
+    kind: str
+    fraction: float
+    base: float
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What one site brought: counts of cases, by property and by part of the split."""
+
+    cases: int
+    patients_known: int
+    lesion_free: int
+    small: int
+    tiny: int
+    train: int
+    validation: int
+    test_in: int
+    test_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRound:
+    """What one site did in one round; the norm of its direction is in units of the weights."""
+
+    steps: int
+    examples: int
+    loss: float
+    mean_eta: float
+    direction_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One finished round; `validation` is None where it was not evaluated."""
+
+    number: int
+    seconds: float
+    sites: Mapping[str, SiteRound]
+    validation: Part | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The round that a checkpoint was kept from, and its scores by part."""
+
+    round: int
+    parts: Mapping[str, Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A test case with a small lesion: what it is and where its three pictures lie.
+
+    Attributes:
+        part: Part of the split.
+        site: Name of the site.
+        case: Name of the case within its site.
+        lesion_area: Pixels of the 512 x 512 mask.
+        dice: Dice of the run's last round, in [0, 1].
+        image: JPEG.
+        truth: PNG, grey, foreground 255.
+        prediction: PNG like `truth`.
+    """
+
+    part: str
+    site: str
+    case: str
+    lesion_area: int
+    dice: float
+    image: Path
+    truth: Path
+    prediction: Path
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes it the same case in another run."""
+        return self.part, self.site, self.case
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run, as its folder tells it.
+
+    Attributes:
+        name: Name of the folder.
+        source: Name of the data's folder.
+        patients_unknown: Cases whose patient is not known.
+        parts: Scores of the last round by part; parts without images are absent.
+        best: Round with the best validation Dice over images with a lesion.
+        best_small: Likewise for small lesions; None where validation has none.
+        split: Checksum of the split; equal for equal splits.
+        config: The resolved settings, nested as in config.toml.
+        environment: Versions and machine, as in environment.json.
+    """
+
+    name: str
+    algorithm: str
+    model: str
+    size: int
+    seed: int
+    fold: int
+    unseen_site: str | None
+    rounds: int
+    source: str
+    adapter: str
+    small_rule: SmallRule
+    sites: Mapping[str, Site]
+    patients_unknown: int
+    parts: Mapping[str, Part]
+    best: Checkpoint | None
+    best_small: Checkpoint | None
+    history: Sequence[Round]
+    overlays: Sequence[Overlay]
+    split: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a finished run.
+
+    Args:
+        folder: What ``fedgs train --out`` wrote. Overlays, an unseen site and external scores may be absent.
+
+    Returns:
+        Everything a report needs, except that pictures are named and not loaded.
+
+    Raises:
+        DataError: The folder is missing, its run is not finished, or a file in it cannot be understood.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such run folder; expected one that 'fedgs train --out' wrote")
+    summary = _summary(folder)
+    data = _parsed(folder / "summary.json", lambda: _data(summary["data"]))
+    return _parsed(
+        folder / "summary.json",
+        lambda: Run(
+            name=folder.resolve().name,
+            algorithm=str(summary["algorithm"]),
+            model=str(summary["model"]),
+            size=int(summary["size"]),
+            seed=int(summary["seed"]),
+            fold=int(summary["fold"]),
+            unseen_site=summary["unseen_site"],
+            rounds=int(summary["rounds"]),
+            parts=_parts(summary),
+            best=_checkpoint(summary.get("best")),
+            best_small=_checkpoint(summary.get("best_small")),
+            history=_history(folder / "rounds.jsonl"),
+            overlays=_overlays(folder / "overlays"),
+            split=_split(folder / "split.csv"),
+            config=_config(folder / "config.toml"),
+            environment=_json(folder / "environment.json"),
+            **data,
+        ),
+    )
+
+
+def _summary(folder: Path) -> Mapping[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        resume = f"finish it with: fedgs train --out {folder} --resume"
+        known = any((folder / name).exists() for name in ("config.toml", "rounds.jsonl"))
+        advice = resume if known else "expected a folder that 'fedgs train --out' wrote"
+        raise DataError(f"{folder}: not a finished run, summary.json is missing; {advice}")
+    summary = _json(path)
+    if summary.get("format") != _FORMAT:
+        raise DataError(
+            f"{path}: expected format {_FORMAT}, found {summary.get('format')!r}; was it written by another version of "
+            "fedgs? Run it again, or make the report with that version"
+        )
+    done, planned = summary.get("round"), summary.get("rounds")
+    if done != planned:
+        raise DataError(
+            f"{folder}: not a finished run, {done} of {planned} rounds are done; "
+            f"finish it with: fedgs train --out {folder} --resume"
+        )
+    return summary
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    rule = data["small_rule"]
+    return {
+        "source": str(data["source"]),
+        "adapter": str(data["adapter"]),
+        "small_rule": SmallRule(str(rule["kind"]), float(rule["fraction"]), float(rule["base"])),
+        "patients_unknown": int(data["patients_unknown"]),
+        "sites": {
+            str(name): Site(**{field: int(site[field]) for field in Site.__dataclass_fields__})
+            for name, site in sorted(data["sites"].items())
+        },
+    }
+
+
+def _parts(content: Mapping[str, Any]) -> dict[str, Part]:
+    parts = {name: _part(content[name]) for name in PARTS if content.get(name) is not None}
+    return {name: part for name, part in parts.items() if not part.is_empty}
+
+
+def _part(content: Mapping[str, Any]) -> Part:
+    return Part(_scores(content), {str(name): _scores(site) for name, site in sorted(content["sites"].items())})
+
+
+def _scores(content: Mapping[str, Any]) -> dict[str, Mean]:
+    return {stratum: _mean(content[stratum]) for stratum in STRATA}
+
+
+def _mean(content: Mapping[str, Any]) -> Mean:
+    mean, n = content["mean"], int(content["n"])
+    if (mean is None) != (n == 0):
+        raise ValueError(f"a mean of {mean} over {n} images")
+    return Mean(None if mean is None else float(mean), n)
+
+
+def _checkpoint(content: Mapping[str, Any] | None) -> Checkpoint | None:
+    return None if content is None else Checkpoint(int(content["round"]), _parts(content))
+
+
+def _history(path: Path) -> tuple[Round, ...]:
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    rounds = _parsed(path, lambda: [_round(json.loads(line)) for line in lines])
+    return tuple({each.number: each for each in rounds}.values())
+
+
+def _round(content: Mapping[str, Any]) -> Round:
+    validation = content.get("validation")
+    return Round(
+        number=int(content["round"]),
+        seconds=float(content["seconds"]),
+        sites={
+            str(name): SiteRound(
+                steps=int(site["steps"]),
+                examples=int(site["examples"]),
+                loss=float(site["loss"]),
+                mean_eta=float(site["mean_eta"]),
+                direction_norm=float(site["direction_norm"]),
+            )
+            for name, site in sorted(content["sites"].items())
+        },
+        validation=None if validation is None else _part(validation),
+    )
+
+
+def _overlays(folder: Path) -> tuple[Overlay, ...]:
+    if not (folder / "cases.csv").is_file():
+        return ()
+    rows = _table(folder / "cases.csv")
+    return _parsed(folder / "cases.csv", lambda: tuple(_overlay(folder, row) for row in rows))
+
+
+def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
+    name = row["name"]
+    files = [folder / f"{name}-{suffix}" for suffix in ("image.jpg", "truth.png", "prediction.png")]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or Path(name).name != name:
+        raise ValueError(f"case {row['case']!r} lacks {', '.join(missing) or 'a plain file name'}")
+    return Overlay(row["part"], row["site"], row["case"], int(row["lesion_area"]), float(row["dice"]), *files)
+
+
+def _split(path: Path) -> str:
+    rows = _parsed(path, lambda: sorted((row["site"], row["case"], row["part"]) for row in _table(path)))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _table(path: Path) -> list[Mapping[str, str]]:
+    _text(path)
+    table = _parsed(path, lambda: pd.read_csv(path, dtype=str, keep_default_na=False))
+    return [dict(zip(map(str, table.columns), row, strict=True)) for row in table.itertuples(index=False, name=None)]
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    config = _parsed(path, lambda: tomllib.loads(_text(path)))
+    loose = [name for name, table in config.items() if not isinstance(table, dict)]
+    if loose:
+        raise DataError(f"{path}: expected tables only, found the key {loose[0]!r}; restore it from a copy")
+    return config
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    content: Any = _parsed(path, lambda: json.loads(_text(path)))
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}; restore it from a copy")
+    return content
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"{path}: missing; expected it in a finished run folder, restore it from a copy or run again")
+    return _parsed(path, lambda: path.read_text(encoding="utf-8"))
+
+
+def _parsed(path: Path, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(
+            f"{path}: not what a finished run holds ({reason}); restore it from a copy or run again"
+        ) from error

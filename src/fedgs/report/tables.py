@@ -1,0 +1,74 @@
+"""Tables of scores for a terminal; every mean stands with its number of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["part_table", "scores_table"]
+
+_PARTS = {"test_in": "in-test", "test_out": "out-test", "validation": "validation"}
+_STRATA = {
+    "dice": "Dice all",
+    "dice_s": "small",
+    "dice_l": "large",
+    "dice_t": "tiny",
+    "dice_n": "with lesion",
+    "lesion_free": "false alarms",
+}
+
+
+def scores_table(runs: Sequence[Path]) -> Table:
+    """Gives the scores of finished runs after their last round, a row per part and run.
+
+    Args:
+        runs: Folders of finished runs.
+
+    Returns:
+        Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion;
+        and the share of lesion-free images with a false alarm.
+    """
+    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+    table = _table("Scores after the last round: mean (images)", "images", "algorithm")
+    for part, title in _PARTS.items():
+        rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]
+        for name, means in rows:
+            table.add_row(title, name, *_cells(means))
+        if rows:
+            table.add_section()
+    return table
+
+
+def part_table(title: str, part: Mapping[str, Any]) -> Table:
+    """Gives the scores of one part, a row per site and one for all.
+
+    Args:
+        title: What stands above.
+        part: A part's summary.
+    """
+    table = _table(f"{title}: mean (images)", "site")
+    for site, means in part["sites"].items():
+        table.add_row(site, *_cells(means))
+    table.add_section()
+    table.add_row("all", *_cells(part))
+    return table
+
+
+def _table(title: str, *first: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in first:
+        table.add_column(name)
+    for name in _STRATA.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(means: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{mean['mean']:.3f} ({mean['n']})" if mean["mean"] is not None else "- (0)"
+        for mean in (means[name] for name in _STRATA)
+    ]

@@ -1,0 +1,246 @@
+"""The drop-in: counts the steps of any torch optimizer, each with its own scale, from outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from fedgs.core import Update
+from fedgs.errors import ConfigError
+from fedgs.optimizers import decay_rates, decoupling, refuse_unsupported, step_with
+from fedgs.tensors import float_buffers_of, storage_key, weights_of, wide
+
+__all__ = ["MAX_DECAY", "ScaledUpdate"]
+
+MAX_DECAY = 1e-3
+
+
+@dataclass(slots=True)
+class _Track:
+    """What is known of one trainable parameter: where its segment started, and what it has summed up so far."""
+
+    parameter: Parameter
+    members: list[tuple[int, Parameter]] = field(default_factory=list)  # its objects in the optimizer, with their group
+    start: Tensor | None = None
+    total: Tensor | None = None
+    decayed: float = 0.0  # share of `start` that decoupled decay has removed since: 1 - product of (1 - lambda)
+
+
+class ScaledUpdate:
+    """Counts the steps of any torch optimizer, each with its own scale, into the update that a site sends.
+
+    The round is cut into *segments* of steps with one scale. A segment from weights w_0 to w_T adds
+    ``scale * ((w_0 - w_T) - decayed * w_0)``, where ``decayed`` is what decoupled weight decay took. With ``exact=True``
+    every step is a segment, and outside changes of the weights (EMA swap, clamping) do not count. With ``exact=False``
+    a segment goes on for as long as steps are unscaled, which makes them free; its error is, entry by entry, at most
+    ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over its steps, and a new segment starts before c exceeds
+    1e-3. It is 0 without decoupled decay or with ``count_weight_decay=True``.
+
+    Under DistributedDataParallel the scale and the examples are those of all ranks, and every rank gets the same update.
+    With gradient accumulation, pass the mean of the micro-batches' scales, weighted by their examples.
+
+    Args:
+        model: The network, possibly wrapped in DistributedDataParallel or torch.compile.
+        optimizer: Made from the model's parameters.
+        count_weight_decay: Whether decoupled weight decay is part of the update. False is the publication's choice: the
+            server's weights then never decay. Coupled decay is part of the gradient and always counts.
+        exact: Accumulate step by step (the default), or in segments.
+        decoupled_decay: Whether an optimizer that is not of torch.optim decouples its weight decay.
+
+    Raises:
+        ConfigError: FSDP, DTensor, lazy parameters, ``differentiable=True``, or an optimizer of another model.
+
+    Source: Schutte et al., arXiv 2408.11701.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        *,
+        count_weight_decay: bool = False,
+        exact: bool = True,
+        decoupled_decay: bool | None = None,
+    ) -> None:
+        refuse_unsupported(model, optimizer)
+        self._model, self._optimizer, self._exact = model, optimizer, exact
+        self._decouples = (lambda group: False) if count_weight_decay else decoupling(optimizer, decoupled_decay)
+        self._tracks = {name: _Track(weight) for name, weight in weights_of(model).items()}
+        by_storage = {storage_key(track.parameter): track for track in self._tracks.values()}
+        for index, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if track := by_storage.get(storage_key(parameter)):
+                    track.members.append((index, parameter))
+        self._signature = self._sign()
+        self._reset()
+
+    def step(
+        self, scale: float, closure: Callable[[], Any] | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> Any:
+        """Takes the optimizer's step and counts it; stands where ``optimizer.step()`` stood.
+
+        Args:
+            scale: How much this step counts, finite and >= 0; see `scale_of_batch`.
+            closure: For optimizers that evaluate the loss themselves; one call counts as one step.
+            scaler: Calls ``scaler.step(optimizer)``; a step that it skips for inf counts nothing. Call
+                ``scaler.update()`` afterwards, as ever.
+
+        Returns:
+            What the optimizer returned.
+
+        Raises:
+            ConfigError: The scale is not finite or below 0; parameters were added, frozen or unfrozen; a closure came
+                with an enabled scaler; or, with ``exact=False``, one step decays the weights by more than 1e-3.
+        """
+        if scaler is not None and scaler.is_enabled() and closure is not None:
+            raise ConfigError("a closure and an enabled GradScaler exclude each other; pass one of them")
+        touched = self.before_step(scale)
+        if scaler is not None and scaler.is_enabled():
+            result, taken = step_with(scaler, self._optimizer)
+        else:
+            result, taken = self._optimizer.step() if closure is None else self._optimizer.step(closure), True
+        self.after_step(self._with_gradient() if closure is not None else touched, taken=taken)
+        return result
+
+    def before_step(self, scale: float) -> set[int]:
+        """First half of `step`, for a loop that calls the optimizer itself; gives what `after_step` wants to know."""
+        if self._sign() != self._signature:
+            raise ConfigError("parameters were added, frozen or unfrozen; make a new ScaledUpdate after finish()")
+        scale = self._agreed(scale)
+        self._rates = decay_rates(self._optimizer, self._decouples)
+        decay = max(self._rates, default=0.0)
+        if not self._exact and decay > MAX_DECAY:
+            raise ConfigError(
+                f"lr * weight_decay is {decay:.3g} in one step, above the {MAX_DECAY:g} up to which exact=False is "
+                "accurate; use exact=True"
+            )
+        if not scale == self._scale == 1 or self._decay + decay > MAX_DECAY:
+            self._close_segment()
+        if self._scale is None:
+            self._open_segment(scale)
+        self._decay += decay
+        return self._with_gradient()
+
+    @torch.no_grad()
+    def after_step(self, touched: set[int], *, taken: bool = True) -> None:
+        """Second half of `step`: counts the step, if it was taken."""
+        if not taken:
+            self._scale = None if self._exact else self._scale
+            return
+        self._steps += 1
+        self._scales += self._scale or 0.0
+        for track in self._tracks.values():
+            for group, parameter in track.members:
+                if id(parameter) in touched:
+                    track.decayed += self._rates[group] * (1 - track.decayed)
+        if self._exact:
+            self._close_segment()
+
+    def finish(self, num_examples: int) -> Update:
+        """Gives the update of this round; what follows counts as the next round.
+
+        The optimizer is left alone. The starting weights are taken at the next step, so that the server's weights may be
+        loaded before it.
+
+        Args:
+            num_examples: Training cases of this site (of this rank, under DistributedDataParallel), >= 0.
+
+        Returns:
+            The update, with every trainable parameter in its direction; ``metrics["mean_eta"]`` is the mean scale.
+
+        Raises:
+            ConfigError: ``num_examples`` is below 0, or the model has gained or lost trainable parameters.
+        """
+        if num_examples < 0:
+            raise ConfigError(f"num_examples must be 0 or more, got {num_examples}")
+        if weights_of(self._model).keys() != self._tracks.keys():
+            raise ConfigError("the model has gained or lost trainable parameters since the ScaledUpdate was made")
+        self._close_segment()
+        direction = {
+            name: torch.zeros_like(track.parameter, dtype=wide(track.parameter.dtype)).detach()
+            if track.total is None
+            else track.total
+            for name, track in self._tracks.items()
+        }
+        buffers = {name: buffer.detach().clone() for name, buffer in float_buffers_of(self._model).items()}
+        update = Update(
+            direction=direction,
+            buffers=self._of_first_rank(buffers),
+            num_examples=round(self._over_ranks(num_examples)),
+            num_steps=self._steps,
+            metrics={"mean_eta": self._scales / self._steps} if self._steps else {},
+        )
+        self._reset()
+        return update
+
+    def _reset(self) -> None:
+        self._steps, self._scales = 0, 0.0
+        self._scale: float | None = None
+        self._decay = 0.0
+        for track in self._tracks.values():
+            track.start = track.total = None
+            track.decayed = 0.0
+
+    @torch.no_grad()
+    def _open_segment(self, scale: float) -> None:
+        self._scale, self._decay = scale, 0.0
+        for track in self._tracks.values():
+            track.decayed = 0.0
+            if track.start is None:
+                track.start = track.parameter.detach().clone()
+            else:
+                track.start.copy_(track.parameter)
+
+    @torch.no_grad()
+    def _close_segment(self) -> None:
+        if self._scale is None:
+            return
+        for track in self._tracks.values():
+            assert track.start is not None
+            start = track.start.to(wide(track.start.dtype))
+            # In this order: (1 - decayed) * start - after would lose four digits in float32.
+            moved = start - track.parameter
+            if track.decayed:
+                moved.add_(start, alpha=-track.decayed)
+            if track.total is None:
+                track.total = moved.mul_(self._scale)
+            else:
+                track.total.add_(moved, alpha=self._scale)
+        self._scale = None
+
+    def _with_gradient(self) -> set[int]:
+        members = (parameter for track in self._tracks.values() for _, parameter in track.members)
+        return {id(parameter) for parameter in members if parameter.grad is not None}
+
+    def _sign(self) -> list[tuple[int, bool]]:
+        return [(id(p), p.requires_grad) for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _agreed(self, scale: float) -> float:
+        ranks = self._over_ranks(1)
+        valid = math.isfinite(scale) and scale >= 0
+        agreed = self._over_ranks(scale if valid else math.nan) / ranks
+        if math.isnan(agreed):
+            raise ConfigError(f"the scale of a step must be finite and 0 or more on every rank, got {scale}")
+        return agreed
+
+    def _over_ranks(self, value: float) -> float:
+        if not isinstance(self._model, DistributedDataParallel):
+            return value
+        cell = torch.tensor(value, dtype=torch.float64, device=next(self._model.parameters()).device)
+        torch.distributed.all_reduce(cell, group=self._model.process_group)
+        return float(cell)
+
+    def _of_first_rank(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(self._model, DistributedDataParallel):
+            for tensor in tensors.values():
+                torch.distributed.broadcast(tensor, group=self._model.process_group, group_src=0)
+        return tensors

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from fedgs.data.lesions import (
+    SMALL_RULES,
+    Lesions,
+    SmallRule,
+    clean,
+    find_lesions,
+    is_small_by_components,
+    is_small_by_total,
+    is_tiny,
+    resize_nearest,
+)
+from fedgs.errors import ConfigError, ShapeError
+
+Mask = NDArray[np.bool_]
+masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24)))
+
+
+def flood_fill(mask: Mask) -> list[list[tuple[int, int]]]:
+    """8-connected components by brute force, in the order of a scan by rows."""
+    left = {(int(row), int(column)) for row, column in zip(*np.nonzero(mask), strict=True)}
+    components = []
+    for start in sorted(left):
+        if start not in left:
+            continue
+        left.remove(start)
+        component, queue = [], [start]
+        while queue:
+            row, column = queue.pop()
+            component.append((row, column))
+            around = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & left
+            left -= around
+            queue.extend(around)
+        components.append(component)
+    return components
+
+
+def square(side: int, size: int = 512) -> Mask:
+    mask = np.zeros((size, size), dtype=bool)
+    mask[:side, :side] = True
+    return mask
+
+
+@given(masks)
+@settings(max_examples=200, deadline=None)
+def test_components_equal_a_flood_fill(mask: Mask) -> None:
+    components = flood_fill(mask)
+    expected = Lesions(tuple(len(c) for c in components if len(c) >= 4), sum(len(c) < 4 for c in components))
+    assert find_lesions(mask) == expected
+    kept = np.zeros_like(mask)
+    for component in components:
+        if len(component) >= 4:
+            kept[tuple(zip(*component, strict=True))] = True
+    np.testing.assert_array_equal(clean(mask), kept)
+
+
+@given(masks)
+@settings(max_examples=100, deadline=None)
+def test_cleaning_again_changes_nothing_and_orientation_does_not_matter(mask: Mask) -> None:
+    cleaned = clean(mask)
+    np.testing.assert_array_equal(clean(cleaned), cleaned)
+    assert find_lesions(cleaned).specks == 0
+    for turned in (mask.T, mask[::-1], np.rot90(mask)):
+        assert sorted(find_lesions(turned).areas) == sorted(find_lesions(mask).areas)
+
+
+def test_cleaning_gives_a_copy_also_where_nothing_is_dropped() -> None:
+    mask = square(4)
+    clean(mask)[0, 0] = False
+    assert mask[0, 0]
+
+
+@given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40))), st.integers(1, 64))
+@settings(max_examples=100, deadline=None)
+def test_resizing_equals_torch_nearest_and_the_formula(mask: Mask, size: int) -> None:
+    height, width = mask.shape
+    formula = [[mask[i * height // size, j * width // size] for j in range(size)] for i in range(size)]
+    resized = resize_nearest(mask, size)
+    np.testing.assert_array_equal(resized, formula)
+
+
+@pytest.mark.parametrize("shape", [(1080, 1350), (410, 512), (288, 512), (64, 96), (512, 512)])
+def test_resizing_to_512_equals_torch_nearest(shape: tuple[int, int]) -> None:
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    byte = torch.from_numpy(mask.astype(np.float32))[None, None]
+    expected = torch.nn.functional.interpolate(byte, size=(512, 512), mode="nearest")[0, 0].numpy() > 0
+    np.testing.assert_array_equal(resize_nearest(mask), expected)
+
+
+def test_one_small_lesion_among_large_ones_flags_by_components_but_is_not_tiny() -> None:
+    mask = square(200)
+    mask[400:410, 400:410] = True
+    assert is_small_by_components(mask)
+    assert not is_small_by_total(mask)
+    assert not is_tiny(mask, SmallRule())
+    assert is_tiny(square(10), SmallRule())
+    assert is_tiny(square(10), SMALL_RULES["total"])
+
+
+def test_an_empty_mask_is_never_small_even_where_specks_are_in_it() -> None:
+    specks = np.zeros((512, 512), dtype=bool)
+    specks[::9, ::9] = True
+    for mask in (np.zeros((512, 512), dtype=bool), specks):
+        assert not is_small_by_components(mask, fraction=1)
+        assert not is_small_by_total(mask, fraction=1)
+
+
+@pytest.mark.parametrize("tau", [3, 7, 49, 150, 1000])
+def test_the_threshold_itself_counts_as_small(tau: int) -> None:
+    width = 40 * tau
+    mask = np.zeros((1, width), dtype=bool)
+    mask[0, :40] = True
+    longer = mask.copy()
+    longer[0, 40] = True
+    for is_small in (is_small_by_components, is_small_by_total):
+        assert is_small(mask, fraction=1 / tau)
+        assert not is_small(longer, fraction=1 / tau)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fraction", "base"),
+    [("largest", 0.1, 100), ("total", 0, 100), ("total", 1.1, 100), ("total", float("nan"), 100), ("total", 0.1, 1)],
+)
+def test_a_rule_that_cannot_work_is_refused(kind: str, fraction: float, base: float) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        SmallRule(kind, fraction, base)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2)), np.zeros((0, 2), dtype=bool), np.zeros((1, 2, 2), dtype=bool)])
+def test_other_arrays_are_refused(mask: Mask) -> None:
+    with pytest.raises(ShapeError, match="expected"):
+        find_lesions(mask)

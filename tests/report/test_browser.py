@@ -1,0 +1,122 @@
+"""The page in headless Chromium: quiet, without requests, and within the width of a laptop and of a phone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from fedgs.report.html import write_report
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra 'test')")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield session
+    session.quit()
+
+
+@pytest.fixture(scope="module")
+def page(pair, tmp_path_factory):
+    return write_report(pair, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def show(browser, page, width: int, scheme: str = "light") -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+def screenshot(browser) -> Image.Image:
+    size = browser.execute_script("const e = document.documentElement; return [e.scrollWidth, e.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    return Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")
+
+
+def test_the_console_is_silent_and_only_the_file_is_asked_for(browser, page):
+    browser.get_log("performance")
+    browser.get_log("browser")
+    show(browser, page, 1280)
+    browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    screenshot(browser)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    assert [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(browser, page, width):
+    show(browser, page, width)
+    browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    inner, scroll = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+    assert (inner, scroll) == (width, width)
+    outside = browser.execute_script(
+        "return [...document.querySelectorAll('body *')].filter(e => !e.closest('.box, svg, pre')"
+        " && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+
+
+def test_wide_tables_scroll_inside_their_box_on_a_phone(browser, page):
+    show(browser, page, 390)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('#scores > .box')].map(e => [e.clientWidth, e.scrollWidth, e.tabIndex])"
+    )
+    assert boxes
+    assert all(client < 390 < scroll and tab == 0 for client, scroll, tab in boxes)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_paints_in_both_schemes(browser, page, width, scheme):
+    show(browser, page, width, scheme)
+    image = screenshot(browser)
+    corner = sum(image.getpixel((2, 2))) / 3
+    assert corner > 240 if scheme == "light" else corner < 40
+    assert image.width == width
+    assert len(image.getcolors(maxcolors=1 << 24)) > 1000
+
+
+def test_pictures_and_outlines_are_painted(browser, page):
+    show(browser, page, 1280)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('.panel svg')].map(e => e.getBoundingClientRect())"
+        ".map(r => [r.left, r.top + scrollY, r.right, r.bottom + scrollY])"
+    )
+    assert len(boxes) == 18
+    image = screenshot(browser)
+    for place, box in enumerate(boxes):
+        panel = image.crop(tuple(round(edge) for edge in box))
+        colours = {colour for _, colour in panel.getcolors(maxcolors=1 << 24)}
+        assert len(colours) > 500
+        assert ((255, 255, 255) in colours and (47, 224, 255) in colours) or place % 3 == 0

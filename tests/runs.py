@@ -1,0 +1,43 @@
+"""Small runs on a phantom, for the tests of engine, run folder and command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedgs.config import RunConfig, configure
+from fedgs.data import phantom
+
+FLAGS = {"size": 32, "rounds": 3, "local_steps": 3, "lr": 1e-3, "seed": 1}
+
+
+def make_phantom(folder: Path, cases: int = 20) -> Path:
+    phantom.generate(folder, cases_per_site=cases, size=64)
+    return folder
+
+
+def tiny_config(data: Path, **changes: Any) -> RunConfig:
+    return configure(data=str(data), **(FLAGS | changes))
+
+
+def flags(**values: Any) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fedgs.cli", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def fedgs(*arguments: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedgs.evaluation import Prediction, Scorer
+from fedgs.metrics.table import SCORE_COLUMNS, summarise
+
+
+class Frames:
+    """An index of one case at 64 px, whose lesion is six connected pixels at 512."""
+
+    def __init__(self) -> None:
+        self.size, self.channels = 64, 1
+        self.truth = np.zeros((512, 512), bool)
+        self.truth[100:102, 202:205] = True
+        self.native = np.zeros((90, 130), bool)
+        self.native[17:19, 50:52] = True
+        self.table = pd.DataFrame(
+            {"site": ["A"], "case": ["x"], "is_small": [True], "is_tiny": [True], "lesion_area": [6]}
+        )
+
+    def frame(self, row: int) -> np.ndarray:
+        return np.zeros((64, 64, 1), np.uint8)
+
+    def mask(self, row: int) -> np.ndarray:
+        return self.truth
+
+    def native_mask(self, row: int) -> np.ndarray:
+        return self.native
+
+
+class Fixed(nn.Module):
+    """Predicts what it is told, as logits."""
+
+    def __init__(self, foreground: Tensor) -> None:
+        super().__init__()
+        logits = torch.where(foreground, 9.0, -9.0)
+        self.register_buffer("logits", torch.stack([torch.zeros_like(logits), logits])[None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1, -1, -1)
+
+
+def scored(foreground: Tensor, **options: object) -> pd.DataFrame:
+    scorer = Scorer(**options)  # type: ignore[arg-type]
+    return scorer.score(Fixed(foreground), Frames(), [0], part="validation", number=3)  # type: ignore[arg-type]
+
+
+def test_a_lesion_that_vanishes_at_the_training_size_still_counts() -> None:
+    frames = Frames()
+    assert not frames.truth[::8, ::8].any()  # nearest at 64 px has lost it
+    rows = scored(torch.zeros(64, 64, dtype=torch.bool))
+    assert list(rows.columns) == list(SCORE_COLUMNS)
+    row = rows.iloc[0]
+    assert (row["tp"], row["fp"], row["fn"], row["dice"], row["pixels"]) == (0, 0, 6, 0.0, 512 * 512)
+    assert summarise(rows)["dice_t"] == {"mean": 0.0, "n": 1}
+
+
+def test_a_prediction_is_resized_to_the_mask() -> None:
+    foreground = torch.zeros(64, 64, dtype=torch.bool)
+    foreground[12, 25] = True
+    row = scored(foreground).iloc[0]
+    assert row["tp"] == 6
+    assert 0 < row["fp"] < 200
+    assert row["dice"] == pytest.approx(12 / (12 + row["fp"]))
+
+
+def test_native_scores_use_the_images_own_size() -> None:
+    row = scored(torch.ones(64, 64, dtype=torch.bool), score_size="native").iloc[0]
+    assert (row["tp"], row["fp"], row["pixels"]) == (4, 90 * 130 - 4, 90 * 130)
+
+
+def test_a_probability_of_one_half_is_background() -> None:
+    class Undecided(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 2, 64, 64)
+
+    seen: list[Prediction] = []
+    Scorer().score(
+        Undecided(), Frames(), [0], part="p", number=1, on_prediction=lambda prediction, dice: seen.append(prediction)
+    )  # type: ignore[arg-type]
+    assert not seen[0].mask.any()
+
+
+def test_no_case_gives_an_empty_table() -> None:
+    rows = Scorer().score(Fixed(torch.ones(64, 64, dtype=torch.bool)), Frames(), [], part="p", number=1)  # type: ignore[arg-type]
+    assert list(rows.columns) == list(SCORE_COLUMNS)
+    assert summarise(rows)["dice"] == {"mean": None, "n": 0}
