@@ -329,7 +329,8 @@ def _fingerprint(index: Index, split: pd.DataFrame) -> str:
 def _network(config: RunConfig, channels: int) -> Module:
     options = dict(config.model.model_options)
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
-    return model.to(config.training.device)
+    # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
+    return model.to(config.training.device, memory_format=torch.channels_last)
 
 
 def _scorer(config: RunConfig) -> Scorer:

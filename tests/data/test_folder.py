@@ -47,6 +47,14 @@ def test_accents_pair_however_they_are_encoded(tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path)] == [name]
 
 
+def test_two_sites_that_read_alike_are_refused(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        site = unicodedata.normalize(form, "é")
+        make(tmp_path, f"{site}/images/a.png", f"{site}/masks/a.png")
+    with pytest.raises(DataError, match="are both case 'a' of 'é'; rename one"):
+        find_cases(tmp_path)
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     make(tmp_path / "elsewhere", "A/images/a.png", "A/masks/a.png")
     source = tmp_path / "source"
@@ -93,6 +101,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "control character": (
         lambda source: make(source, "A/images/a\nb.png", "A/masks/a\nb.png"),
         "control characters",
+    ),
+    "site not utf-8": (
+        lambda source: make(source, "A\udcff/images/a.png", "A\udcff/masks/a.png"),
+        "not UTF-8",
     ),
     "not utf-8": (
         lambda source: make(source, "A/images/a\udcff.png", "A/masks/a\udcff.png"),

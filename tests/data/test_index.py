@@ -4,6 +4,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,9 @@ from fedgs.data.index import build_index, open_data, open_index
 from fedgs.data.lesions import SMALL_RULES, SmallRule
 from fedgs.data.table import COLUMNS
 from fedgs.errors import ConfigError, DataError
+from fedgs.files import TEMPORARY_SUFFIX
 
+SOURCE_CODE = str(Path(cache.__file__).parents[2])
 Snapshot = Callable[[Path], dict[str, tuple[int, bytes]]]
 WriteCase = Callable[..., tuple[Path, Path]]
 
@@ -241,6 +247,27 @@ def test_an_interrupted_indexing_goes_on(source: Path, tmp_path: Path, read_case
     assert len(read_cases) == 6
 
 
+def test_a_killed_indexing_goes_on_to_the_same_index(
+    tmp_path: Path, write_case: WriteCase, read_cases: list[tuple[str, str]]
+) -> None:
+    for number in range(80):
+        write_case(tmp_path / "source", "A", f"{number:02d}", size=(256, 192))
+    expected = build_index(tmp_path / "source", tmp_path / "whole", size=32)
+    program = "import sys, pathlib, fedgs; fedgs.build_index(*map(pathlib.Path, sys.argv[1:]), size=32)"
+    folders = str(tmp_path / "source"), str(tmp_path / "killed")
+    process = subprocess.Popen([sys.executable, "-c", program, *folders], env=os.environ | {"PYTHONPATH": SOURCE_CODE})
+    while process.poll() is None and len(list((tmp_path / "killed").glob("cache-32/*.safetensors"))) < 10:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    read_cases.clear()
+    resumed = build_index(tmp_path / "source", tmp_path / "killed", size=32)
+    assert 0 < len(read_cases) <= 70
+    pd.testing.assert_frame_equal(resumed.table, expected.table)
+    for name in ("index.csv", "index.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_failed_rebuild_leaves_the_old_index_usable(source: Path, tmp_path: Path) -> None:
     before = build_index(source, tmp_path / "index", size=32)
     (source / "south" / "masks" / "a.png").write_bytes(b"")
@@ -268,6 +295,23 @@ def test_damaged_or_missing_cache_files_are_noticed_and_made_again(
     again = build_index(source, folder, size=32)
     assert sorted(read_cases) == [("north", "a"), ("north", "b"), ("south", "b"), ("south", "c")]
     assert all(again.frame(row).any() for row in range(6))
+
+
+def test_what_a_killed_process_left_half_written_goes_in_time(source: Path, tmp_path: Path) -> None:
+    folder = build_index(source, tmp_path / "index", size=32).folder
+    for name, age_s in (("old", 7200), ("new", 0)):
+        part = folder / "cache-32" / f".{name}{TEMPORARY_SUFFIX}"
+        part.touch()
+        os.utime(part, (part.stat().st_mtime - age_s,) * 2)
+    build_index(source, folder, size=32)
+    left = [path.name for path in (folder / "cache-32").iterdir() if path.name.endswith(TEMPORARY_SUFFIX)]
+    assert left == [f".new{TEMPORARY_SUFFIX}"]
+
+
+def test_a_source_path_that_is_not_utf_8_works(source: Path, tmp_path: Path) -> None:
+    source.rename(tmp_path / "s\udcff")
+    index = build_index(tmp_path / "s\udcff", tmp_path / "index", size=32)
+    assert open_index(index.folder).source == (tmp_path / "s\udcff").resolve()
 
 
 def test_every_flipped_byte_of_the_index_is_noticed(source: Path, tmp_path: Path) -> None:

@@ -208,6 +208,17 @@ def test_validation_of_one_site_leaves_training_of_another_its_small_lesions() -
         assert sorted(parts) == ["test_in", *["train"] * 4]
 
 
+def test_small_lesions_spread_also_where_a_large_group_reaches_in_from_another_site() -> None:
+    rows: list[Row] = [("A", f"bulk{i:02d}", "bulk", False, 9000, f"bulk{i}") for i in range(30)]
+    rows += [("B", f"bulk{i}", "bulk", True, 9, f"bulk{i}") for i in range(6)]
+    rows += [("A", f"small{i}", None, True, 9, f"small{i}") for i in range(5)]
+    rows += [("A", f"plain{i:02d}", None, False, 9000, f"plain{i}") for i in range(15)]
+    table = make_table(rows)
+    for fold in range(FOLDS):
+        split = split_cases(table, fold=fold)
+        assert split.part[(table.site == "A") & table.is_small].value_counts()["test_in"] == 1
+
+
 def test_a_site_that_repeats_another_still_has_every_part() -> None:
     table = make_table([(site, f"c{i:02d}", None, i < 6, 9, f"image{i}") for site in "AB" for i in range(40)])
     for fold in range(FOLDS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from fedgs.data import folder, phantom, polypgen
@@ -50,4 +51,8 @@ def find_cases(source: Path, adapter: str | None = None) -> list[Case]:
     name = detect(source) if adapter is None else adapter
     if name not in ADAPTERS:
         raise unknown_choice("adapter", name, ADAPTERS)
-    return sorted(ADAPTERS[name](source), key=lambda case: (case.site, case.name))
+    cases = sorted(ADAPTERS[name](source), key=lambda case: (case.site, case.name))
+    for one, other in pairwise(cases):
+        if (one.site, one.name) == (other.site, other.name):
+            raise DataError(f"{one.image} and {other.image} are both case '{one.name}' of '{one.site}'; rename one")
+    return cases

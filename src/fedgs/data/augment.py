@@ -147,14 +147,14 @@ def apply(images: Tensor, masks: Tensor, draw: Draw, size: int) -> tuple[Tensor,
         Normalised images (B, C, size, size), float32, contiguous; masks (B, size, size), bool.
     """
     grid = _sampling_grid(draw, size, images.device)
+    images = _with_jitter(images, draw)
     if draw.moves() or images.shape[-2:] != (size, size):
-        sampled = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        images = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     else:
-        sampled = images.clone(memory_format=torch.contiguous_format)
-    _jitter_in_place(sampled, images, grid, draw)
+        images = images.clone(memory_format=torch.contiguous_format)
     grid += 2 * _TIE_PIXELS / masks.shape[-1]
-    moved = grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return _normalise_in_place(sampled), moved[:, 0] > 0.5
+    sampled = grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return _normalise_in_place(images), sampled[:, 0] > 0.5
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -189,23 +189,19 @@ def _sampling_grid(draw: Draw, size: int, device: torch.device) -> Tensor:
     return torch.view_as_real((rightwards * axis)[:, None, :] + (downwards * axis)[:, :, None])
 
 
-def _jitter_in_place(sampled: Tensor, images: Tensor, grid: Tensor, draw: Draw) -> None:
-    """Changes the colours of sampled images as if those of the whole images had been changed before.
-
-    Sampling is linear, so the order matters only for the constant that contrast adds: it fades where the image ends.
-    """
+def _with_jitter(images: Tensor, draw: Draw) -> Tensor:
     chosen = draw.jitter.nonzero()[:, 0].tolist()
-    channels, *sides = images.shape[1:]
-    matrices = _colour_matrices(draw, channels).to(images.device) if chosen else torch.empty(0)
+    if not chosen:
+        return images
+    channels = images.shape[1]
+    matrices = _colour_matrices(draw, channels).to(images.device)
+    images = images.clone()
     for position in chosen:
+        pixels = images[position].reshape(channels, -1).contiguous()
         mixing, of_mean = matrices[position, :channels], matrices[position, channels]
-        constant = of_mean @ images[position].mean((1, 2))
-        within = [
-            ((1 - at.abs()) * (side / 2) + 0.5).clamp_(0, 1)
-            for at, side in zip(grid[position].unbind(-1), sides[::-1], strict=True)
-        ]
-        pixels = sampled[position].view(channels, -1)
-        pixels.copy_(torch.addmm((within[0] * within[1]).view(1, -1) * constant, mixing, pixels).clamp_(0, 1))
+        changed = torch.addmm(of_mean @ pixels.mean(1), mixing, pixels).clamp_(0, 1)
+        images[position] = changed.view_as(images[position])
+    return images
 
 
 def _colour_matrices(draw: Draw, channels: int) -> Tensor:

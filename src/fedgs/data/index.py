@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from fedgs.data.table import (
     write_index,
 )
 from fedgs.errors import ConfigError, DataError
+from fedgs.files import TEMPORARY_SUFFIX
 
 __all__ = ["Index", "SmallRule", "build_index", "open_data", "open_index"]
 
@@ -38,6 +40,7 @@ Progress = Callable[[int, int], None]
 
 _SMALLEST_SIZE, _LARGEST_SIZE = 8, 4096
 _ERRORS_SHOWN = 10
+_PARTIAL_FOR_S = 3600
 _INDEX_AGAIN = "run 'fedgs index' again"
 
 
@@ -283,7 +286,7 @@ class _Cache:
                 return record
             return write_case(self.file(case), case, self.source, self.size)
 
-        return _map_in_threads(read, cases, workers or len(os.sched_getaffinity(0)), on_progress)
+        return _map_in_threads(read, cases, workers or _processors(), on_progress)
 
 
 def _map_in_threads(
@@ -332,6 +335,11 @@ def _cache_size(cache: _Cache, table: pd.DataFrame, on_progress: Progress | None
             raise DataError(f"{case.image}: image or mask has changed since it was indexed; {_INDEX_AGAIN}")
 
 
+def _processors() -> int:
+    """Processors that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _require_size(size: int) -> None:
     if not _SMALLEST_SIZE <= size <= _LARGEST_SIZE:
         raise ConfigError(f"size {size}: expected {_SMALLEST_SIZE} to {_LARGEST_SIZE} pixels, for instance 256")
@@ -356,13 +364,12 @@ def _require_place(out: Path, source: Path) -> None:
 
 
 def _remove_leftovers(out: Path, cases: Sequence[Case]) -> None:
-    """Removes the cache of cases that are gone, at every size."""
-    for folder in out.glob("cache-*"):
-        size = int(folder.name.removeprefix("cache-"))
-        wanted = {case_file(out, size, case.site, case.name) for case in cases}
-        for file in folder.glob("*.safetensors"):
-            if file not in wanted:
-                file.unlink(missing_ok=True)
+    """Removes the cache of cases that are gone, at every size, and what a killed process left half-written."""
+    names = {case_file(out, 0, case.site, case.name).name for case in cases}
+    for file in out.glob("cache-*/*"):
+        is_partial = file.name.endswith(TEMPORARY_SUFFIX)
+        if file.name not in names and not (is_partial and time.time() - file.stat().st_mtime < _PARTIAL_FOR_S):
+            file.unlink(missing_ok=True)
 
 
 def _cache_folder() -> Path:

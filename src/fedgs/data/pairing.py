@@ -66,8 +66,15 @@ def require_folder(source: Path, layout: str) -> None:
 
 
 def folders(source: Path) -> list[Path]:
-    """Folders directly in the source, sorted by name, without hidden ones and those of archive programs."""
-    return sorted(entry for entry in source.iterdir() if entry.is_dir() and entry.name[0] not in "._")
+    """Folders directly in the source, sorted by name, without hidden ones and those of archive programs.
+
+    Raises:
+        DataError: A name has control characters or is not UTF-8.
+    """
+    found = sorted(entry for entry in source.iterdir() if entry.is_dir() and entry.name[0] not in "._")
+    for folder in found:
+        _require_text(folder)
+    return found
 
 
 def contents(source: Path) -> str:
@@ -92,8 +99,7 @@ def _by_stem(site: str, folder: Path) -> dict[str, Path]:
             continue
         # The same name typed on macOS and on Linux may differ in how accents are encoded.
         stem = unicodedata.normalize("NFC", path.stem)
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in stem):
-            raise DataError(f"site '{site}': {str(path)!r} has control characters or is not UTF-8; rename it")
+        _require_text(path)
         if stem in files:
             raise DataError(
                 f"site '{site}': '{files[stem].name}' and '{path.name}' in {folder} have one name; "
@@ -101,6 +107,12 @@ def _by_stem(site: str, folder: Path) -> dict[str, Path]:
             )
         files[stem] = path
     return files
+
+
+def _require_text(path: Path) -> None:
+    """Refuses names that no table can hold: control characters, and bytes that are not UTF-8."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path.name):
+        raise DataError(f"{str(path)!r}: its name has control characters or is not UTF-8; rename it")
 
 
 def _require_pairs(site: str, images: Iterable[Path], masks: Iterable[Path]) -> None:

@@ -152,7 +152,7 @@ def _frames(site: PhantomSite, seed: int, count: int) -> Iterator[_Frame]:
     number, patient = 0, 0
     while number < count:
         patient += 1
-        redness, tint = rng.uniform(-0.1, 0.1), rng.uniform(0.25, 0.47)
+        redness, tint = rng.uniform(-0.1, 0.1), rng.uniform(0.24, 0.44)
         typical = rng.uniform(0, 1)
         for _ in range(min(int(rng.integers(1, _MOST_FRAMES_PER_PATIENT + 1)), count - number)):
             number += 1

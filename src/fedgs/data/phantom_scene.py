@@ -130,7 +130,7 @@ def _residue(scene: _Scene) -> None:
     for _ in range(scene.rng.integers(0, 5)):
         inside = _blob(scene, scene.rng.uniform(0.02, 0.11), reach=0.5, unevenness=0.25)
         colour = _RESIDUE if scene.rng.random() < 0.35 else _BLOOD
-        cover = np.clip(inside * 2.5, 0, 1) * scene.rng.uniform(0.25, 0.55)
+        cover = np.clip(inside * 2.5, 0, 1) * scene.rng.uniform(0.3, 0.6)
         scene.albedo = _mix(scene.albedo, colour, cover * (0.9 + 0.3 * _noise(scene.rng, scene.size, 30)))
 
 

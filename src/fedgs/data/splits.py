@@ -63,7 +63,7 @@ def split_cases(table: pd.DataFrame, *, fold: int = 0, unseen_site: str | None =
     none of which reaches into another site:
 
     * min(k, 5) of the five test parts hold a small lesion; the groups that hold most of them are placed first, each
-      where fewest of its kinds stand, so that they spread as evenly as that greedy order can;
+      where fewest stand, so that they spread as evenly as that greedy order can;
     * k >= 3: training and validation of every fold hold one;
     * k = 2: training of every fold does, and validation of the three folds that test neither;
     * k = 1: training of the four folds that do not test it does.
@@ -265,7 +265,7 @@ def _deal_folds(groups: Sequence[_Group], seed: int) -> list[int]:
         share = np.zeros((FOLDS, 3))
         for site, count in group.counts.items():
             share += (count > 0) * loads[site] / np.maximum(totals[site], 1)
-        rank = [(load, _draw(seed, group.name, fold), fold) for fold, load in enumerate(share.sum(1).tolist())]
+        rank = [(share[fold, _SMALL], share[fold].sum(), _draw(seed, group.name, fold), fold) for fold in range(FOLDS)]
         folds[position] = min(rank)[-1]
         for site, count in group.counts.items():
             loads[site][folds[position]] += count

@@ -160,8 +160,8 @@ def read_index(folder: Path) -> tuple[Settings, pd.DataFrame]:
 
 
 def _sealed(content: Mapping[str, Any]) -> str:
-    body = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    return json.dumps({**content, "checksum": _hash(body)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    body = json.dumps(content, indent=2, sort_keys=True)
+    return json.dumps({**content, "checksum": _hash(body)}, indent=2, sort_keys=True) + "\n"
 
 
 def _write(path: Path, text: str) -> None:
