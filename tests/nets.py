@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fedgs.core import Site
 from fedgs.data.case import Batch
 
+ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01)
+
 
 class Tiny(nn.Module):
     """Conv + BatchNorm with an integer buffer, a frozen and a tied parameter, and one that never gets a gradient."""
@@ -62,7 +64,7 @@ def site(
     seed: int | None = None,
     number: int = 1,
     small: bool = True,
-    optimizer: Callable[..., Any] = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01),
+    optimizer: Callable[..., Any] = ADAMW,
     dtype: torch.dtype = torch.float32,
 ) -> Site:
     return Site(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from nets import site, tiny
 from torch.nn import Module
 
 import fedgs
@@ -15,6 +14,7 @@ from fedgs.core import global_of
 from fedgs.engine import Best, Federation, Schedule, State, run_rounds, sample_sites
 from fedgs.errors import ConfigError
 from fedgs.events import Event, RoundFinished, RoundStarted, SiteFinished
+from nets import site, tiny
 
 
 class Memory:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import batches, objective, site, tiny
 from safetensors.torch import load_file
 
 import fedgs
 from fedgs.algorithms.server_rules import mean_by, with_momentum
 from fedgs.core import Algorithm, Global, LocalRule, Site, Update, global_of, load, run_round, train_locally
 from fedgs.errors import AggregationError, ConfigError, TrainingError
+from nets import batches, objective, site, tiny
 
 PLAIN = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
 
@@ -275,13 +275,13 @@ def test_every_hook_is_called_and_a_site_remembers() -> None:
     algorithm = Algorithm("counting", Counting, mean_by("steps"))
     model = tiny()
     state, memories = global_of(model), {}
+    seen: list[Update] = []
     for number in (1, 2):
-        seen: list[Update] = []
         state, memories = run_round(
             algorithm, model, state, [site("A", number=number)], memories, lambda _, update: seen.append(update)
         )
-        assert seen[0].num_steps == 5
-        assert seen[0].metrics["loss"] == pytest.approx(seen[0].metrics["loss/ce"] + 2)
+        assert seen[-1].num_steps == 5
+        assert seen[-1].metrics["loss"] == pytest.approx(seen[-1].metrics["loss/ce"] + 2)
     assert memories["A"]["rounds"] == 2
     assert torch.equal(state.weights["head.bias"], global_of(tiny()).weights["head.bias"])  # no gradient, no step
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
 
@@ -46,7 +47,11 @@ def kill_when(run: Path, seen: str, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    ['RoundStarted {"round": 1', 'SiteFinished {"round": 2, "site": "Alder"', 'SiteFinished {"round": 3, "site": "Cedar"'],
+    [
+        'RoundStarted {"round": 1',
+        'SiteFinished {"round": 2, "site": "Alder"',
+        'SiteFinished {"round": 3, "site": "Cedar"',
+    ],
     ids=["before any round is done", "in the middle of a round", "at the end of the last round"],
 )
 def test_killed_and_resumed_is_byte_identical(moment: str, data: Path, whole: Path, tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_killed_and_resumed_is_byte_identical(moment: str, data: Path, whole: Pa
     for name in ("best", "scores.csv"):
         file = f"checkpoints/{name}.safetensors" if name == "best" else name
         assert (out / file).read_bytes() == (whole / file).read_bytes()
-    records = [[json.loads(line) for line in (run / "rounds.jsonl").open()] for run in (out, whole)]
+    records = [[json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()] for run in (out, whole)]
     for ours, theirs in zip(*records, strict=True):
         assert ours["round"] == theirs["round"]
         assert ours["validation"] == theirs["validation"]

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from nets import Tiny, batches, objective, tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from fedgs import ScaledUpdate
 from fedgs.core import Update
 from fedgs.errors import ConfigError
 from fedgs.tensors import weights_of
+from nets import Tiny, batches, objective, tiny
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 LR = 1e-3
@@ -72,10 +72,12 @@ def train(
     model: nn.Module, etas: list[float], make: Make, *, decoupled: bool, exact: bool, count: bool = False, seed: int = 0
 ) -> tuple[Update, BruteForce]:
     dtype = next(model.parameters()).dtype
-    optimizer = make([
-        {"params": [p for name, p in model.named_parameters() if "first" in name]},
-        {"params": [p for name, p in model.named_parameters() if "first" not in name], "lr": 3e-4},
-    ])
+    optimizer = make(
+        [
+            {"params": [p for name, p in model.named_parameters() if "first" in name]},
+            {"params": [p for name, p in model.named_parameters() if "first" not in name], "lr": 3e-4},
+        ]
+    )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     scaled = ScaledUpdate(model, optimizer, exact=exact, count_weight_decay=count)
     brute = BruteForce(model, optimizer, decoupled=decoupled and not count)
@@ -446,8 +448,8 @@ def test_what_cannot_be_counted_is_refused() -> None:
         ScaledUpdate(model, torch.optim.SGD(other.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="differentiable"):
         ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1, differentiable=True))
+    lazy = nn.LazyLinear(2)
     with pytest.raises(ConfigError, match="lazy"):
-        lazy = nn.LazyLinear(2)
         ScaledUpdate(lazy, torch.optim.SGD(lazy.parameters(), lr=0.1))
     scaled = ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="exclude each other"):
@@ -549,7 +551,10 @@ def _rank(rank: int, port: int, folder: Path) -> None:
         scaled.step(float("nan") if rank else 1.0)
     except ConfigError as error:
         refused = str(error)
-    torch.save((dict(update.direction), dict(update.buffers), update.num_examples, dict(update.metrics), refused), folder / f"{rank}.pt")
+    torch.save(
+        (dict(update.direction), dict(update.buffers), update.num_examples, dict(update.metrics), refused),
+        folder / f"{rank}.pt",
+    )
     torch.distributed.destroy_process_group()
 
 

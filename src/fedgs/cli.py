@@ -28,9 +28,10 @@ _INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors of this package become one message, without a traceback."""
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
     try:
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        cli.main([argument for argument in given if argument != "--debug"], "fedgs", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
@@ -48,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fedgs", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
-    """Federated segmentation in which optimizer steps on small, hard lesions count more (FedGS)."""
+def cli() -> None:
+    """Federated segmentation in which optimizer steps on small, hard lesions count more (FedGS).
+
+    An error is one message; --debug, anywhere, shows its traceback as well.
+    """
 
 
 def _run_settings(command: _F) -> _F:
@@ -63,7 +66,9 @@ def _run_settings(command: _F) -> _F:
         shown = f" [default: {default}]" if plain and default is not None else ""
         flag = f"--{name.replace('_', '-')}"
         if plain is None:
-            command = click.option(flag.rstrip("s"), name, multiple=True, metavar="NAME=VALUE", help=description)(command)
+            command = click.option(flag.rstrip("s"), name, multiple=True, metavar="NAME=VALUE", help=description)(
+                command
+            )
         else:
             command = click.option(flag, name, type=plain, default=None, help=description + shown)(command)
     return command
@@ -75,10 +80,7 @@ def _run_settings(command: _F) -> _F:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings; flags win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished round.")
 @click.option("--tensorboard", is_flag=True, help="Also write for TensorBoard, into the run folder.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def train(
-    out: Path | None, file: Path | None, resume: bool, tensorboard: bool, debug: bool, **given: Any
-) -> None:
+def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, **given: Any) -> None:
     """Train one algorithm on the hospitals of a folder, and score it.
 
     Everything can also stand in a TOML file (--config), as every run keeps one: RUN/config.toml.
@@ -94,7 +96,11 @@ def train(
     console = _console()
     console.print(scores_table([path]))
     page = path / "report.html"
-    console.print(f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'", highlight=False, markup=False)
+    console.print(
+        f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _configured(out: Path | None, file: Path | None, resume: bool, given: dict[str, Any]) -> RunConfig:
@@ -152,9 +158,10 @@ def _train(config: RunConfig, out: Path, *, resume: bool = False, tensorboard: b
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the index.")
 @click.option("--size", type=int, default=256, show_default=True, help="Side of the cached frames in pixels.")
 @click.option("--small-rule", help="components (polyps) or total (liver tumours). [default: components]")
-@click.option("--small-fraction", help="Largest share of the image that is small, such as 1/150. [default: by the rule]")
+@click.option(
+    "--small-fraction", help="Largest share of the image that is small, such as 1/150. [default: by the rule]"
+)
 @click.option("--base", type=float, help="Base of the logarithm in the difficulty. [default: by the rule: 100 or 1000]")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def index(
     source: Path,
     adapter: str | None,
@@ -163,7 +170,6 @@ def index(
     small_rule: str | None,
     small_fraction: str | None,
     base: float | None,
-    debug: bool,
 ) -> None:
     """Read every case of SOURCE once: flags, areas, hashes and a cache that training reads from.
 
@@ -175,7 +181,11 @@ def index(
     console = _console()
     with _indexing(console) as on_indexing:
         made = build_index(
-            source, out, adapter=adapter, size=size, small_rule=_rule(small_rule, small_fraction, base),
+            source,
+            out,
+            adapter=adapter,
+            size=size,
+            small_rule=_rule(small_rule, small_fraction, base),
             on_progress=on_indexing,
         )
     console.print(summarise(made).as_text(), highlight=False, markup=False, soft_wrap=True)
@@ -204,8 +214,7 @@ def _rule(kind: str | None, fraction: str | None, base: float | None) -> Any:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Hospitals that the run never knew.")
 @click.option("--adapter", help="Layout of the folder: folder, phantom or polypgen; guessed when left out.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, best_small or last.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, debug: bool) -> None:
+def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str) -> None:
     """Score the run in RUN on other hospitals; adds to its scores.csv."""
     from fedgs import experiment
     from fedgs.report.tables import part_table
@@ -220,9 +229,10 @@ def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, debug:
 
 @cli.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file. [default: report.html in the run or beside the runs]")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def report(runs: tuple[Path, ...], out: Path | None, debug: bool) -> None:
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="HTML file. [default: report.html in the run or beside the runs]"
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write the page about one run, or about several side by side, baseline first."""
     from fedgs.report.html import write_report
 
@@ -232,8 +242,7 @@ def report(runs: tuple[Path, ...], out: Path | None, debug: bool) -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def demo(out: Path, debug: bool) -> None:
+def demo(out: Path) -> None:
     """Train the published FedAvg baseline and FedGS on generated images of three hospitals; a few minutes."""
     from fedgs.demo import DEMO_ALGORITHMS, demo_config
     from fedgs.report.html import write_report

@@ -177,7 +177,11 @@ def configure(base: RunConfig | None = None, **given: Any) -> RunConfig:
 
 
 def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
-    """Reads settings from a TOML file with the tables that `write_config` writes; what is left out stays as in ``base``.
+    """Reads settings from a TOML file with the tables that `write_config` writes.
+
+    Args:
+        path: The file.
+        base: Where what is left out comes from; the defaults when None.
 
     Raises:
         ConfigError: The file is missing, not TOML, or holds an unknown table or setting.
@@ -225,7 +229,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (*accepted, int) if float in accepted else accepted):
         wanted = " or ".join(option.__name__ for option in accepted if option is not types.NoneType)
         raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}")
-    return float(value) if float in accepted and value is not None else value
+    return float(value) if isinstance(value, int) and float in accepted else value
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:

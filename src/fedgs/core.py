@@ -149,9 +149,7 @@ def load(model: Module, state: Global) -> None:
     load_tensors_into(model, {**state.weights, **state.buffers})
 
 
-def train_locally(
-    model: Module, rule: LocalRule, sent: Global, memory: Tensors, site: Site
-) -> tuple[Update, Tensors]:
+def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors, site: Site) -> tuple[Update, Tensors]:
     """Trains a site for one round, starting from what the server sent.
 
     Args:

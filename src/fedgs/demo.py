@@ -19,5 +19,12 @@ def demo_config(algorithm: str, data: Path) -> RunConfig:
         data: Folder of the phantom; it is generated there when missing.
     """
     return configure(
-        data=str(data), adapter="phantom", algorithm=algorithm, size=64, rounds=8, local_epochs=2, lr=1e-3, evaluate_every=2
+        data=str(data),
+        adapter="phantom",
+        algorithm=algorithm,
+        size=64,
+        rounds=8,
+        local_epochs=2,
+        lr=1e-3,
+        evaluate_every=2,
     )

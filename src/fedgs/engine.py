@@ -44,7 +44,9 @@ class Schedule:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.rounds < 1 or self.evaluate_every < 1:
-            raise ConfigError(f"rounds and evaluate_every must be at least 1, got {self.rounds} and {self.evaluate_every}")
+            raise ConfigError(
+                f"rounds and evaluate_every must be at least 1, got {self.rounds} and {self.evaluate_every}"
+            )
         if not 0 < self.fraction_of_sites <= 1:
             raise ConfigError(f"fraction_of_sites must lie in (0, 1], got {self.fraction_of_sites}")
 

@@ -1,4 +1,4 @@
-"""Scores of a network on cases, never on the training grid: predictions are resized to the mask, not the mask to them."""
+"""Scores of a network on cases: predictions are resized to the mask, never the mask to the training grid."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def evaluate(
 ) -> Mapping[str, Any]:
     """Scores a finished run on hospitals that it never knew.
 
-    Adds a row per case to the run's scores.csv with the part ``external``, in place of earlier ones of the same site and
-    round, and the summary of that part to its summary.json.
+    Adds a row per case to the run's scores.csv with the part ``external``, in place of earlier ones of the same site
+    and round, and the summary of that part to its summary.json.
 
     Args:
         run: Folder of the run.
@@ -116,7 +116,9 @@ def evaluate(
     index = open_data(Path(data), adapter=adapter, size=config.data.size, small_rule=rule, on_progress=on_indexing)
     model = _network(config, int(summary["data"]["channels"]))
     if index.channels != summary["data"]["channels"]:
-        raise DataError(f"{data}: images have {index.channels} channels, the run's network takes {summary['data']['channels']}")
+        raise DataError(
+            f"{data}: images have {index.channels} channels, the run's network takes {summary['data']['channels']}"
+        )
     load(model, state.server)
     number = state.server.round
     rows = _scorer(config).score(model, index, range(len(index)), part="external", number=number)
@@ -287,7 +289,9 @@ def _resolved(config: RunConfig) -> RunConfig:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+        raise ConfigError(
+            f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
     given: dict[str, Any] = {"device": device}
     if config.data.data is not None:
         given["data"] = str(Path(config.data.data).absolute())
@@ -330,7 +334,7 @@ def _network(config: RunConfig, channels: int) -> Module:
     options = dict(config.model.model_options)
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
     # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
-    return model.to(config.training.device, memory_format=torch.channels_last)
+    return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _scorer(config: RunConfig) -> Scorer:

@@ -53,7 +53,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-
 def seal(content: bytearray) -> str:
     """Puts a checksum over all bytes of a safetensors file into the file itself.
 

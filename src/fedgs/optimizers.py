@@ -17,11 +17,11 @@ __all__ = ["decay_rates", "decoupling", "refuse_unsupported", "step_with"]
 Decouples = Callable[[Mapping[str, Any]], bool]
 
 
-def _always(group: Mapping[str, Any]) -> bool:
+def _always(_: Mapping[str, Any]) -> bool:
     return True
 
 
-def _never(group: Mapping[str, Any]) -> bool:
+def _never(_: Mapping[str, Any]) -> bool:
     return False
 
 

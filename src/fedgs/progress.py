@@ -45,7 +45,9 @@ class Clock:
     """Follows a run and tells how far it is, and how long the rest will take at the pace so far."""
 
     def __init__(self) -> None:
-        self.name, self.where, self.loss, self.dice = "", "", None, None
+        self.name = self.where = ""
+        self.loss: float | None = None
+        self.dice: float | None = None
         self.round = self.rounds = self.finished = self.steps = self.steps_per_round = 0
         self._started = time.monotonic()
 
@@ -158,7 +160,9 @@ class IndexingBar:
 
     def __init__(self, console: Console) -> None:
         self._console, self._started, self._last = console, time.monotonic(), time.monotonic()
-        self._bar = Progress(TextColumn("indexing"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+        self._bar = Progress(
+            TextColumn("indexing"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
         self._task = self._bar.add_task("", total=None)
 
     def __call__(self, done: int, cases: int) -> None:

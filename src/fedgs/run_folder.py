@@ -1,7 +1,8 @@
 """A run on disk: everything that reports, later evaluations and a resumed run read.
 
-After every round the tables are written first and ``checkpoints/last.safetensors`` last; that file is what makes a round
-count. Opening a folder drops whatever the tables hold beyond it, so a killed run goes on from its last finished round.
+After every round the tables are written first and ``checkpoints/last.safetensors`` last; that file is what makes a
+round count. Opening a folder drops whatever the tables hold beyond it, so a killed run goes on from its last finished
+round.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class RunFolder:
             ConfigError: The folder is not that of a run.
         """
         if not (self.path / "config.toml").is_file():
-            raise ConfigError(f"{self.path}: is not a run folder, it has no config.toml; name what 'fedgs train --out' wrote")
+            raise ConfigError(
+                f"{self.path}: is not a run folder, it has no config.toml; name what 'fedgs train --out' wrote"
+            )
         return read_config(self.path / "config.toml")
 
     def environment(self) -> Mapping[str, Any]:
@@ -83,7 +86,9 @@ class RunFolder:
             ConfigError: The run is not finished.
         """
         if not self.is_finished:
-            raise ConfigError(f"{self.path}: the run is not finished; finish it with: fedgs train --out {self.path} --resume")
+            raise ConfigError(
+                f"{self.path}: the run is not finished; finish it with: fedgs train --out {self.path} --resume"
+            )
         content: Mapping[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         return content
 
@@ -148,7 +153,7 @@ class RunFolder:
     def keep_scores(self, rows: pd.DataFrame) -> None:
         """Holds score rows, in place of those of the same round and part, until they are written."""
         for (number, part), group in rows.groupby(["round", "part"], sort=False):
-            self._scores[int(number), str(part)] = group
+            self._scores[int(str(number)), str(part)] = group
 
     def keep_external(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Writes rows of hospitals that the run never knew, in place of those of the same site and round.
@@ -159,9 +164,10 @@ class RunFolder:
         before = read_scores(self.path / "scores.csv")
         external, number = before["part"] == "external", rows["round"].iloc[0]
         replaced = external & (before["round"] == number) & before["site"].isin(rows["site"])
-        scores = pd.concat([before[~replaced], rows], ignore_index=True)
+        scores: pd.DataFrame = pd.concat([before[~replaced], rows], ignore_index=True)
         write_atomically(self.path / "scores.csv", scores.to_csv(index=False))
-        return scores[(scores["part"] == "external") & (scores["round"] == number)]
+        of_round: pd.DataFrame = scores[(scores["part"] == "external") & (scores["round"] == number)]
+        return of_round
 
     def write_scores(self) -> pd.DataFrame:
         """Writes scores.csv and gives its rows."""

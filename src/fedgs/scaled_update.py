@@ -39,13 +39,14 @@ class ScaledUpdate:
     """Counts the steps of any torch optimizer, each with its own scale, into the update that a site sends.
 
     The round is cut into *segments* of steps with one scale. A segment from weights w_0 to w_T adds
-    ``scale * ((w_0 - w_T) - decayed * w_0)``, where ``decayed`` is what decoupled weight decay took. With ``exact=True``
-    every step is a segment, and outside changes of the weights (EMA swap, clamping) do not count. With ``exact=False``
-    a segment goes on for as long as steps are unscaled, which makes them free; its error is, entry by entry, at most
-    ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over its steps, and a new segment starts before c exceeds
-    1e-3. It is 0 without decoupled decay or with ``count_weight_decay=True``.
+    ``scale * ((w_0 - w_T) - decayed * w_0)``, where ``decayed`` is what decoupled weight decay took. With
+    ``exact=True`` every step is a segment, and outside changes of the weights (EMA swap, clamping) do not count. With
+    ``exact=False`` a segment goes on for as long as steps are unscaled, which makes them free; its error is, entry by
+    entry, at most ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over its steps, and a new segment starts
+    before c exceeds 1e-3. It is 0 without decoupled decay or with ``count_weight_decay=True``.
 
-    Under DistributedDataParallel the scale and the examples are those of all ranks, and every rank gets the same update.
+    Under DistributedDataParallel the scale and the examples are those of all ranks, and every rank gets the same
+    update.
     With gradient accumulation, pass the mean of the micro-batches' scales, weighted by their examples.
 
     Args:
@@ -81,6 +82,8 @@ class ScaledUpdate:
                 if track := by_storage.get(storage_key(parameter)):
                     track.members.append((index, parameter))
         self._signature = self._sign()
+        self._rates: list[float] = []
+        self._scale: float | None = None  # of the open segment; None while none is open
         self._reset()
 
     def step(
@@ -148,8 +151,8 @@ class ScaledUpdate:
     def finish(self, num_examples: int) -> Update:
         """Gives the update of this round; what follows counts as the next round.
 
-        The optimizer is left alone. The starting weights are taken at the next step, so that the server's weights may be
-        loaded before it.
+        The optimizer is left alone. The starting weights are taken at the next step, so that the server's weights may
+        be loaded before it.
 
         Args:
             num_examples: Training cases of this site (of this rank, under DistributedDataParallel), >= 0.
@@ -183,9 +186,8 @@ class ScaledUpdate:
         return update
 
     def _reset(self) -> None:
-        self._steps, self._scales = 0, 0.0
-        self._scale: float | None = None
-        self._decay = 0.0
+        self._steps, self._scales, self._decay = 0, 0.0, 0.0
+        self._scale = None
         for track in self._tracks.values():
             track.start = track.total = None
             track.decayed = 0.0

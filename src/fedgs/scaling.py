@@ -1,6 +1,7 @@
 """How much an optimizer step counts: from masks to numbers, pure.
 
-Source: Schutte et al., FedGS: Federated Gradient Scaling for Heterogeneous Medical Image Segmentation, arXiv 2408.11701.
+Source: Schutte et al., FedGS: Federated Gradient Scaling for Heterogeneous Medical Image Segmentation,
+arXiv 2408.11701.
 """
 
 from __future__ import annotations

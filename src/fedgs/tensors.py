@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -59,7 +60,7 @@ def difference(before: Tensors, after: Tensors) -> dict[str, Tensor]:
 
 def norm(tensors: Tensors) -> float:
     """Gives the Euclidean norm over all entries of all tensors."""
-    return sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in tensors.values()) ** 0.5
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors.values()))
 
 
 def weights_of(model: Module) -> dict[str, Parameter]:
@@ -78,7 +79,9 @@ def weights_of(model: Module) -> dict[str, Parameter]:
             raise ConfigError(f"parameter '{name}' is lazy and has no shape yet; run the model once on a batch first")
         if parameter.requires_grad and storage_key(parameter) not in seen:
             if parameter.is_complex():
-                raise ConfigError(f"parameter '{name}' is complex ({parameter.dtype}); only real networks are supported")
+                raise ConfigError(
+                    f"parameter '{name}' is complex ({parameter.dtype}); only real networks are supported"
+                )
             weights[name] = parameter
             seen.add(storage_key(parameter))
     return weights

@@ -1,9 +1,10 @@
 """FedGS: optimizer steps on small, hard lesions count more in the update that a site sends.
 
-A site trains as ever and beside it accumulates ``G = sum of eta_s * u_s`` over its steps, u_s being the optimizer's step
-and eta_s the scale of its batch. The server moves its weights by the mean of the G, weighted by steps.
+A site trains as ever and beside it accumulates ``G = sum of eta_s * u_s`` over its steps, u_s being the optimizer's
+step and eta_s the scale of its batch. The server moves its weights by the mean of the G, weighted by steps.
 
-Source: Schutte et al., FedGS: Federated Gradient Scaling for Heterogeneous Medical Image Segmentation, arXiv 2408.11701.
+Source: Schutte et al., FedGS: Federated Gradient Scaling for Heterogeneous Medical Image Segmentation,
+arXiv 2408.11701.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fedgs.data.case import Batch
 
 __all__ = ["ScaledSteps", "fedgs"]
+
 
 class ScaledSteps(LocalRule):
     """Plain local training whose steps are counted with a scale per batch.

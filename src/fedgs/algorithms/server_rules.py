@@ -94,13 +94,17 @@ def _mean(state: Global, updates: Mapping[str, Update], weighting: str) -> tuple
     for name, mean in direction.items():
         if not torch.isfinite(mean).all():
             culprits = [site for site in counts if not torch.isfinite(updates[site].direction[name]).all()]
-            raise AggregationError(f"the updates of {culprits} hold values that are not finite in '{name}'; leave them out")
+            raise AggregationError(
+                f"the updates of {culprits} hold values that are not finite in '{name}'; leave them out"
+            )
     return direction, buffers
 
 
 @torch.no_grad()
 def _moved(state: Global, direction: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Global:
-    weights = {name: (weight - direction[name].to(weight.device)).to(weight.dtype) for name, weight in state.weights.items()}
+    weights = {
+        name: (weight - direction[name].to(weight.device)).to(weight.dtype) for name, weight in state.weights.items()
+    }
     means = {name: mean.to(state.buffers[name].dtype) for name, mean in buffers.items()}
     return replace(state, weights=weights, buffers={**state.buffers, **means}, round=state.round + 1)
 

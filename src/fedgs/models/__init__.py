@@ -10,8 +10,7 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from fedgs.errors import ConfigError
-from fedgs.errors import unknown_choice
+from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
 from fedgs.models.outputs import foreground, probabilities
 from fedgs.models.sizes import check_size

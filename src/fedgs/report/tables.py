@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 __all__ = ["part_table", "scores_table"]
 
-_PARTS = {"test_in": "in-test", "test_out": "out-test", "validation": "validation"}
-_STRATA = {
-    "dice": "Dice all",
-    "dice_s": "small",
-    "dice_l": "large",
-    "dice_t": "tiny",
-    "dice_n": "with lesion",
-    "lesion_free": "false alarms",
+_PARTS = {
+    "test_in": "In-test (held-out images of training hospitals)",
+    "test_out": "Out-test (unseen hospital)",
+    "validation": "Validation",
 }
+_STRATA = {"dice": "Dice all", "dice_s": "small", "dice_l": "large", "dice_t": "tiny", "dice_n": "with lesion"}
 
 
 def scores_table(runs: Sequence[Path]) -> Table:
@@ -29,17 +27,16 @@ def scores_table(runs: Sequence[Path]) -> Table:
         runs: Folders of finished runs.
 
     Returns:
-        Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion;
-        and the share of lesion-free images with a false alarm.
+        Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion.
     """
     summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
-    table = _table("Scores after the last round: mean (images)", "images", "algorithm")
+    table = _table("Scores after the last round: mean (images)")
     for part, title in _PARTS.items():
         rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]
-        for name, means in rows:
-            table.add_row(title, name, *_cells(means))
         if rows:
-            table.add_section()
+            table.add_row(f"[bold]{title.split(' (')[0]}[/]")
+        for name, means in rows:
+            table.add_row(f"  {name}", *_cells(means))
     return table
 
 
@@ -50,7 +47,7 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
         title: What stands above.
         part: A part's summary.
     """
-    table = _table(f"{title}: mean (images)", "site")
+    table = _table(f"{title}: mean (images)")
     for site, means in part["sites"].items():
         table.add_row(site, *_cells(means))
     table.add_section()
@@ -58,10 +55,9 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, *first: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in first:
-        table.add_column(name)
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
     for name in _STRATA.values():
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -1,0 +1,264 @@
+"""The command line as a newcomer meets it, mistakes included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedgs.errors import DataError
+from runs import FLAGS, command, environment, fedgs, flags, make_phantom
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("data") / "phantom", 12)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    fedgs("train", "--data", str(data), "--out", str(out), *flags(**FLAGS | {"unseen_site": "Cedar"}))
+    return out
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(*arguments: str) -> str:
+    """Runs a command that must fail with one clear message, and gives the message."""
+    done = fedgs(*arguments, check=False)
+    assert done.returncode not in (0, 130)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.strip()
+    return " ".join(done.stderr.split())
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = "import sys, fedgs.cli; fedgs.cli.cli(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
+
+
+@pytest.mark.parametrize("name", ["train", "index", "evaluate", "report", "demo"])
+def test_every_command_explains_itself(name: str) -> None:
+    assert "Usage: fedgs " + name in fedgs(name, "--help").stdout
+
+
+def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
+    wanted = ["config.toml", "environment.json", "split.csv", "rounds.jsonl", "scores.csv", "summary.json", "log.txt"]
+    wanted += [f"checkpoints/{name}.{kind}" for name in ("last", "best") for kind in ("safetensors", "json")]
+    wanted += ["report.html", "overlays/cases.csv"]
+    assert [name for name in wanted if not (finished / name).is_file()] == []
+    summary = json.loads((finished / "summary.json").read_text())
+    for part in ("validation", "test_in", "test_out"):
+        for stratum in ("dice", "dice_n", "dice_s", "dice_t", "dice_l"):
+            assert set(summary[part][stratum]) == {"mean", "n"}
+            for means in summary[part]["sites"].values():
+                assert set(means[stratum]) == {"mean", "n"}
+    assert summary["test_out"]["sites"].keys() == {"Cedar"}
+    assert summary["test_out"]["dice"]["n"] == 12
+    records = [json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in records] == [1, 2, 3]
+    assert set(records[0]["sites"]) == {"Alder", "Birch"}
+    checkpoint = json.loads((finished / "checkpoints" / "last.json").read_text())
+    assert {"round", "checksum", "host", "written"} <= checkpoint.keys()
+
+
+def test_scores_average_to_the_summary(finished: Path) -> None:
+    import pandas as pd
+
+    scores, summary = pd.read_csv(finished / "scores.csv"), json.loads((finished / "summary.json").read_text())
+    rows = scores[(scores["round"] == 3) & (scores["part"] == "test_in")]
+    assert summary["test_in"]["dice"]["mean"] == pytest.approx(rows["dice"].mean())
+    again = (2 * rows["tp"] / (2 * rows["tp"] + rows["fp"] + rows["fn"])).fillna(1.0)
+    assert again.tolist() == pytest.approx(rows["dice"].tolist())
+
+
+def test_evaluate_adds_external_scores_and_repeating_replaces_them(finished: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = make_phantom(tmp_path / "other", 5, seed=1)
+    before = pd.read_csv(run / "scores.csv")
+    for _ in range(2):
+        done = fedgs("evaluate", str(run), "--data", str(other), "--checkpoint", "last")
+        assert "external" in done.stdout
+        after = pd.read_csv(run / "scores.csv")
+        assert len(after) == len(before) + 15
+        assert (after["part"] == "external").sum() == 15
+        pd.testing.assert_frame_equal(after[: len(before)], before)
+    external = json.loads((run / "summary.json").read_text())["external"]
+    assert (external["checkpoint"], external["round"], external["dice"]["n"]) == ("last", 3, 15)
+    assert external["known_cases"] == 0
+    fedgs("report", str(run))
+
+
+def test_evaluating_on_known_images_is_said(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert "trained or selected on" in fedgs("evaluate", str(run), "--data", str(data)).stdout
+
+
+def test_report_of_two_runs_stands_beside_them(finished: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished, tmp_path / name)
+    done = fedgs("report", str(tmp_path / "one"), str(tmp_path / "two"))
+    assert (tmp_path / "report.html").is_file()
+    assert "report.html" in done.stdout
+
+
+def test_a_stored_split_can_be_given_to_another_run(finished: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = FLAGS | {"rounds": 1, "split": finished / "split.csv", "fold": 3}
+    fedgs("train", "--data", str(data), "--out", str(out), *flags(**settings))
+    assert (out / "split.csv").read_bytes() == (finished / "split.csv").read_bytes()
+
+
+def test_settings_may_stand_in_a_file_and_flags_win(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'[data]\ndata = "{data}"\nsize = 32\n[federation]\nrounds = 5\n[training]\nlocal_steps = 1\n')
+    out = tmp_path / "run"
+    fedgs("train", "--config", str(file), "--rounds", "1", "--out", str(out))
+    stored = (out / "config.toml").read_text()
+    assert "rounds = 1" in stored
+    assert "local_steps = 1" in stored
+    assert 'device = "cpu"' in stored or 'device = "cuda"' in stored
+
+
+def test_tensorboard(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = flags(**FLAGS | {"rounds": 1})
+    fedgs("train", "--data", str(data), "--out", str(out), "--tensorboard", *settings)
+    assert list((out / "tensorboard").glob("events*"))
+
+
+def test_index_prints_a_summary_and_a_source_is_indexed_only_once(data: Path, tmp_path: Path) -> None:
+    done = fedgs("index", str(data), "--out", str(tmp_path / "index"), "--size", "32")
+    assert "Alder" in done.stdout
+    assert "empty masks" in done.stdout
+    before = snapshot(data)
+    fedgs("index", str(data), "--out", str(tmp_path / "index"), "--small-rule", "total", "--small-fraction", "1/50")
+    assert snapshot(data) == before
+    about = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert about["small_rule"]["kind"] == "total"
+
+
+TRAIN = "train --data {data} --out {tmp}/out"
+MISTAKES = {
+    "wrong path": ("train --data {tmp}/nowhere --out {tmp}/out", "nowhere"),
+    "no data": ("train --out {tmp}/out", "--data"),
+    "empty folder": ("train --data {tmp}/empty --out {tmp}/out", "expected"),
+    "wrong layout": ("train --data {tmp}/flat --out {tmp}/out", "images"),
+    "adapter of another layout": (f"{TRAIN} --adapter polypgen", "data_C"),
+    "unknown adapter": (f"{TRAIN} --adapter polipgen", "did you mean 'polypgen'"),
+    "unknown algorithm": (f"{TRAIN} --algorithm fedsg", "did you mean 'fedgs'"),
+    "unknown model": (f"{TRAIN} --model unett", "did you mean"),
+    "unknown model option": (f"{TRAIN} --model-option nrm=group", "did you mean 'norm'"),
+    "unknown objective": (f"{TRAIN} --objective dice", "dice_batch"),
+    "unknown site": (f"{TRAIN} --unseen-site Cedr", "did you mean 'Cedar'"),
+    "unknown flag": (f"{TRAIN} --round 3", "--rounds"),
+    "unknown command": ("trian", "No such command"),
+    "not a number": (f"{TRAIN} --rounds many", "--rounds"),
+    "size the network cannot take": (f"{TRAIN} --size 40", "48"),
+    "size of utnet": (f"{TRAIN} --model utnet --size 200", "256"),
+    "option of another algorithm": (f"{TRAIN} --algorithm fedavg --server-momentum 0.9", "server_momentum"),
+    "device that is not there": (f"{TRAIN} --device cuda:9", "--device cpu"),
+    "batch larger than a site": (f"{TRAIN} --batch-size 64", "batch"),
+    "folder that exists": ("train --data {data} --out {finished}", "--resume"),
+    "resume with other settings": ("train --out {copy} --resume --lr 0.1 --rounds 4", "lr: 0.001 -> 0.1"),
+    "resume of nothing": ("train --resume", "--out"),
+    "evaluate what is no run": ("evaluate {tmp}/empty --data {data}", "not a run folder"),
+    "unknown checkpoint": ("evaluate {finished} --data {data} --checkpoint first", "best_small"),
+    "report of what is no run": ("report {tmp}/empty", "empty"),
+    "bad fraction": ("index {data} --out {tmp}/out --small-fraction 1/0", "1/150"),
+    "bad rule": ("index {data} --out {tmp}/out --small-rule component", "did you mean 'components'"),
+    "demo where something is": ("demo --out {finished}", "--out"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_clear_message(mistake: str, data: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "flat" / "a.png")
+    copy = tmp_path / "copy"
+    if mistake == "resume with other settings":
+        shutil.copytree(finished, copy)
+        (copy / "summary.json").unlink()
+    places = {"tmp": tmp_path, "data": data, "finished": finished, "copy": copy}
+    before = snapshot(finished) | snapshot(data) | snapshot(tmp_path)
+    arguments, says = MISTAKES[mistake]
+    assert says in refused(*(part.format(**places) for part in arguments.split()))
+    assert snapshot(finished) | snapshot(data) | snapshot(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_on_changed_data_is_refused(data: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    out = tmp_path / "run"
+    fedgs("train", "--data", str(mine), "--out", str(out), *flags(**FLAGS | {"rounds": 1}))
+    (out / "summary.json").unlink()
+    victim = next((mine / "Alder" / "images").iterdir())
+    Image.new("RGB", Image.open(victim).size).save(victim)
+    assert "the images" in refused("train", "--out", str(out), "--resume")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        fedgs("train", "--data", str(tmp_path / "nowhere"), "--debug")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_is_there(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    message = refused("train", "--data", str(data), "--out", str(out), *flags(**FLAGS | {"lr": 1e30, "rounds": 2}))
+    assert "not finite" in message or "the loss is" in message
+    assert "site" in message or "updates of" in message
+
+
+def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "--data", str(data), "--out", str(out), *flags(**FLAGS | {"rounds": 500})),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (out / "log.txt").is_file() or "RoundStarted" not in (out / "log.txt").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+
+
+def test_without_the_report_extra_training_works_and_the_extra_is_named(data: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("jinja2", "matplotlib"):
+        (blocked / f"{name}.py").write_text("raise ImportError('not installed')\n")
+    env = environment() | {"PYTHONPATH": os.pathsep.join([str(blocked), os.environ.get("PYTHONPATH", "")])}
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(data), "--out", str(out), *flags(**FLAGS | {"rounds": 1})]
+    done = subprocess.run(command(*arguments), env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Scores" in done.stdout
+    assert "fedgs[report]" in done.stdout
+    assert not (out / "report.html").exists()
+    refusal = subprocess.run(command("report", str(out)), env=env, capture_output=True, text=True, check=False)
+    assert refusal.returncode == 1
+    assert "fedgs[report]" in refusal.stderr
