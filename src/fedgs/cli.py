@@ -90,11 +90,13 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
     if resume and (path / "summary.json").is_file():
         click.echo(f"{path} is finished already; nothing to do.")
         return
-    _train(config, path, resume=resume, tensorboard=tensorboard)
+    summary = _train(config, path, resume=resume, tensorboard=tensorboard)
     from fedgs.report.tables import scores_table
 
     console = _console()
     console.print(scores_table([path]))
+    if leaking := summary["data"]["leaks"]["patients"]:
+        console.print(f"Careful: {leaking} known patients stand on both sides of this split.", highlight=False)
     page = path / "report.html"
     console.print(
         f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'",
@@ -243,18 +245,22 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
 def demo(out: Path) -> None:
-    """Train the published FedAvg baseline and FedGS on generated images of three hospitals; a few minutes."""
+    """Train the published FedAvg baseline and FedGS on generated images of three hospitals; a few minutes.
+
+    If it was interrupted, the same command goes on.
+    """
     from fedgs.demo import DEMO_ALGORITHMS, demo_config
     from fedgs.report.html import write_report
     from fedgs.report.tables import scores_table
 
     console = _console()
     runs = [out / algorithm for algorithm in DEMO_ALGORITHMS]
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: exists already; choose another --out, or remove it")
+    known = {"phantom", "report.html", *DEMO_ALGORITHMS}
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= known):
+        raise ConfigError(f"{out}: holds something other than a demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     for algorithm, run in zip(DEMO_ALGORITHMS, runs, strict=True):
-        _train(demo_config(algorithm, out / "phantom"), run)
+        _train(demo_config(algorithm, out / "phantom"), run, resume=True)
     console.print(scores_table(runs))
     try:
         console.print(f"Page:   {write_report(runs, out / 'report.html')}", highlight=False, markup=False)

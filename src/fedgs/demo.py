@@ -23,8 +23,9 @@ def demo_config(algorithm: str, data: Path) -> RunConfig:
         adapter="phantom",
         algorithm=algorithm,
         size=64,
-        rounds=8,
+        model_options={"norm": "instance"},
+        rounds=24,
         local_epochs=2,
-        lr=1e-3,
-        evaluate_every=2,
+        lr=2e-3,
+        evaluate_every=4,
     )

@@ -22,7 +22,7 @@ from fedgs.data.augment import Augmentation
 from fedgs.data.batches import count_steps, training_batches
 from fedgs.data.index import Index, open_data
 from fedgs.data.lesions import SmallRule
-from fedgs.data.splits import published_split, read_split, split_cases
+from fedgs.data.splits import leaks, published_split, read_split, split_cases
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -380,7 +380,7 @@ def _parts_of(scores: pd.DataFrame, number: int) -> dict[str, Any]:
 
 def _about_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
     table = index.table.assign(part=split["part"])
-    rule = index.small_rule
+    rule, found = index.small_rule, leaks(index.table, split)
     sites = {
         str(site): {
             "cases": len(cases),
@@ -399,6 +399,7 @@ def _about_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
         "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
         "sites": sites,
         "patients_unknown": int(table["patient"].isna().sum()),
+        "leaks": {"patients": sum(found.patients.values()), "duplicates": sum(found.duplicates.values())},
     }
 
 

@@ -199,15 +199,18 @@ def tensorboard(folder: Path) -> Listener:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError("tensorboard", "--tensorboard") from error
-    writer = SummaryWriter(str(folder))
+    writer: SummaryWriter | None = None
 
     def listen(event: Event) -> None:
+        nonlocal writer
+        # Made late: until a run starts, its folder must not exist.
+        writer = writer or (SummaryWriter(str(folder)) if isinstance(event, RoundFinished | RunFinished) else None)
         match event:
-            case RoundFinished():
+            case RoundFinished() if writer:
                 for name, value in _scalars(event.record):
                     writer.add_scalar(name, value, event.round)
                 writer.flush()
-            case RunFinished():
+            case RunFinished() if writer:
                 writer.close()
 
     return listen

