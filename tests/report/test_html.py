@@ -188,7 +188,7 @@ def test_known_patients_need_no_warning(build_run, tmp_path):
 
 
 def test_a_split_that_leaks_is_called_so(build_run, tmp_path):
-    run = build_run()
+    run = build_run("one")
     assert "The split leaks" not in write_report([run], tmp_path / "sound.html").read_text()
     summary = json.loads((run / "summary.json").read_text())
     summary["data"]["leaks"] = {"patients": 7, "duplicates": 1}
