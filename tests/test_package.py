@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -75,3 +76,23 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "Dice all" in done.stdout
     assert "fedgs[report]" in done.stdout  # no page without the extra, and it says so
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a module that are code: no docstring, no comment, not blank."""
+    text = path.read_text()
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            documented |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in documented for number, line in lines
+    )
+
+
+def test_the_core_can_be_read_in_one_sitting() -> None:
+    source = REPOSITORY / "src" / "fedgs"
+    core = [source / name for name in ("core.py", "scaling.py", "algorithms/fedgs.py", "engine.py")]
+    assert sum(code_lines(path) for path in core) <= 350
+    assert code_lines(source / "scaled_update.py") <= 200

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("Interrupted; finished rounds are kept. Go on with the same command and --resume.", err=True)
+        click.echo(
+            "Interrupted; what is finished is kept. The same command goes on (fedgs train: add --resume).", err=True
+        )
         sys.exit(_INTERRUPTED)
     except (FedgsError, OSError, MemoryError) as error:
         if debug:

@@ -22,7 +22,7 @@ from fedgs.data.augment import Augmentation
 from fedgs.data.batches import count_steps, training_batches
 from fedgs.data.index import Index, open_data
 from fedgs.data.lesions import SmallRule
-from fedgs.data.splits import leaks, published_split, read_split, split_cases
+from fedgs.data.splits import published_split, read_split, split_cases
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -31,13 +31,12 @@ from fedgs.metrics.table import summarise
 from fedgs.overlays import Gallery
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine
 from fedgs.seeds import derive, generator
+from fedgs.summary import TESTS, describe_data, means_of_round
 
 __all__ = ["Progress", "evaluate", "train"]
 
 Progress = Callable[[int, int], None]
 """Told how many cases have been indexed, and how many there are."""
-
-_TESTS = ("test_in", "test_out")
 
 
 def train(
@@ -251,7 +250,7 @@ class _Trial:
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
         """Scores the test images with the last network and with the best ones; they were not looked at before."""
-        gallery = Gallery(folder.path / "overlays", self.index, [row for part in _TESTS for row in self.rows(part)])
+        gallery = Gallery(folder.path / "overlays", self.index, [row for part in TESTS for row in self.rows(part)])
         numbers = {state.server.round} | {best.round for best in state.best.values()}
         for name in CHECKPOINTS:
             kept = state if name == "last" else folder.load(name) if name in state.best else None
@@ -259,12 +258,12 @@ class _Trial:
                 numbers.remove(kept.server.round)
                 load(self.model, kept.server)
                 shown = gallery if name == "last" else None
-                for part in _TESTS:
+                for part in TESTS:
                     folder.keep_scores(self._score(self.model, part, kept.server.round, emit, shown))
         gallery.close()
         scores = folder.write_scores()
-        best = {name: _parts_of(scores, state.best[name].round) if name in state.best else None for name in BEST}
-        return self._about(state) | _parts_of(scores, state.server.round) | best
+        best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}
+        return self._about(state) | means_of_round(scores, state.server.round) | best
 
     def _about(self, state: State) -> dict[str, Any]:
         config = self.config
@@ -278,7 +277,7 @@ class _Trial:
             "unseen_site": config.data.unseen_site,
             "rounds": config.federation.rounds,
             "round": state.server.round,
-            "data": _about_data(self.index, self.split),
+            "data": describe_data(self.index, self.split),
         }
 
 
@@ -370,37 +369,6 @@ def _split(config: RunConfig, index: Index) -> pd.DataFrame:
     else:
         split = read_split(Path(data.split), index.table)
     return split.reset_index(drop=True)
-
-
-def _parts_of(scores: pd.DataFrame, number: int) -> dict[str, Any]:
-    rows = scores[scores["round"] == number]
-    parts = {part: summarise(rows[rows["part"] == part]) for part in ("validation", *_TESTS)}
-    return {"round": number, **parts}
-
-
-def _about_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
-    table = index.table.assign(part=split["part"])
-    rule, found = index.small_rule, leaks(index.table, split)
-    sites = {
-        str(site): {
-            "cases": len(cases),
-            "patients_known": int(cases["patient"].notna().sum()),
-            "lesion_free": int((cases["lesion_area"] == 0).sum()),
-            "small": int(cases["is_small"].sum()),
-            "tiny": int(cases["is_tiny"].sum()),
-            **{part: int((cases["part"] == part).sum()) for part in ("train", "validation", *_TESTS)},
-        }
-        for site, cases in table.groupby("site")
-    }
-    return {
-        "source": index.source.name,
-        "adapter": index.adapter,
-        "channels": index.channels,
-        "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
-        "sites": sites,
-        "patients_unknown": int(table["patient"].isna().sum()),
-        "leaks": {"patients": sum(found.patients.values()), "duplicates": sum(found.duplicates.values())},
-    }
 
 
 def _write_report(folder: RunFolder) -> None:

@@ -1,0 +1,59 @@
+"""What summary.json says of the data and of the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from fedgs.data.index import Index
+from fedgs.data.splits import leaks
+from fedgs.metrics.table import summarise
+
+__all__ = ["TESTS", "describe_data", "means_of_round"]
+
+TESTS = ("test_in", "test_out")
+"""The parts that nothing is selected on."""
+
+
+def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
+    """Counts the cases of each site by what matters, and what the split leaks.
+
+    Args:
+        index: The data.
+        split: Their parts, row by row.
+    """
+    table = index.table.assign(part=split["part"])
+    rule, found = index.small_rule, leaks(index.table, split)
+    sites = {
+        str(site): {
+            "cases": len(cases),
+            "patients_known": int(cases["patient"].notna().sum()),
+            "lesion_free": int((cases["lesion_area"] == 0).sum()),
+            "small": int(cases["is_small"].sum()),
+            "tiny": int(cases["is_tiny"].sum()),
+            **{part: int((cases["part"] == part).sum()) for part in ("train", "validation", *TESTS)},
+        }
+        for site, cases in table.groupby("site")
+    }
+    return {
+        "source": index.source.name,
+        "adapter": index.adapter,
+        "channels": index.channels,
+        "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
+        "sites": sites,
+        "patients_unknown": int(table["patient"].isna().sum()),
+        "leaks": {"patients": sum(found.patients.values()), "duplicates": sum(found.duplicates.values())},
+    }
+
+
+def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:
+    """Gives the round and the summary of each part in it.
+
+    Args:
+        scores: Rows of scores.csv.
+        number: The round.
+    """
+    rows = scores[scores["round"] == number]
+    parts = {part: summarise(rows[rows["part"] == part]) for part in ("validation", *TESTS)}
+    return {"round": number, **parts}
