@@ -294,6 +294,8 @@ def _resolved(config: RunConfig) -> RunConfig:
     given: dict[str, Any] = {"device": device}
     if config.data.data is not None:
         given["data"] = str(Path(config.data.data).absolute())
+    if config.data.split not in ("grouped", "published"):
+        given["split"] = str(Path(config.data.split).absolute())
     if config.training.local_steps is None:
         given["local_epochs"] = config.training.epochs
     return configure(config, **given)
