@@ -134,6 +134,33 @@ def test_integer_buffers_and_frozen_parameters_come_back_bit_for_bit() -> None:
     assert not torch.equal(state.buffers["norm.running_mean"], start.buffers["norm.running_mean"])
 
 
+def test_integers_in_an_update_are_never_averaged() -> None:
+    state = replace(SERVER, buffers={**SERVER.buffers, "flag": torch.tensor(True)})
+    wrong = {"b": torch.ones(2), "i": torch.full((3,), 9), "flag": torch.tensor(False)}
+    after = mean_by("steps")(state, {name: replace(random_update(0, 1), buffers=wrong) for name in "ac"})
+    assert torch.equal(after.buffers["i"], state.buffers["i"])
+    assert after.buffers["flag"]
+    torch.testing.assert_close(after.buffers["b"], torch.ones(2))
+
+
+def test_a_float_buffer_that_no_update_holds_is_kept() -> None:
+    after = mean_by("steps")(SERVER, {"a": replace(random_update(0, 1), buffers={})})
+    assert torch.equal(after.buffers["b"], SERVER.buffers["b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_server_keeps_its_types_and_sums_in_wider_ones(dtype: torch.dtype) -> None:
+    state = Global({"w": torch.ones(1000, dtype=dtype)}, {"b": torch.ones(2, dtype=dtype)})
+    updates = {
+        f"s{index}": Update({"w": torch.full((1000,), 1e-3, dtype=dtype)}, {"b": torch.ones(2, dtype=dtype)}, 1, 1)
+        for index in range(300)
+    }
+    after = mean_by("steps")(state, updates)
+    assert after.weights["w"].dtype == after.buffers["b"].dtype == dtype
+    one = torch.tensor(1e-3, dtype=dtype).to(torch.promote_types(dtype, torch.float32))
+    torch.testing.assert_close(after.weights["w"], torch.full((1000,), 1 - float(one)).to(dtype), rtol=1e-5, atol=0)
+
+
 def test_golden_aggregation(shared: Path) -> None:
     golden = load_file(shared / "golden" / "update_tiny.safetensors")
     about = json.loads((shared / "golden" / "update_tiny.json").read_text())
@@ -220,12 +247,16 @@ def broken(update: Update, **changes: object) -> dict[str, Update]:
 @pytest.mark.parametrize(
     ("updates", "says"),
     [
-        ({}, "nothing to average"),
-        ({"C1": random_update(0, 0)}, "nothing to average"),
+        ({}, "cannot average by steps"),
+        ({"C1": random_update(0, 0)}, "one must be above"),
         (broken(random_update(0, 1), direction={}), r"site 'C3': direction lacks 'w' \(1 of 1\)"),
         (broken(random_update(0, 1), direction={"w": torch.zeros(5), "v": torch.zeros(1)}), "unknown 'v'"),
         (broken(random_update(0, 1), direction={"w": torch.zeros(4)}), r"shape \(4,\), the server has \(5,\)"),
+        (broken(random_update(0, 1), num_steps=-1), "none may be below 0"),
         (broken(random_update(0, 1), buffers={}), "site 'C3': buffers lacks 'b'"),
+        ({"C1": replace(random_update(0, 1), buffers={}), "C3": random_update(0, 1)}, "site 'C1': buffers lacks 'b'"),
+        (broken(random_update(0, 1), buffers={"b": torch.zeros(2), "z": torch.zeros(1)}), "buffers has unknown 'z'"),
+        (broken(random_update(0, 1), buffers={"b": torch.tensor([1.0, torch.inf])}), r"\['C3'\] hold .* in 'b'"),
         (broken(random_update(0, 1), direction={"w": torch.full((5,), torch.nan)}), r"\['C3'\] hold values"),
     ],
 )
@@ -297,6 +328,28 @@ def test_the_servers_state_is_not_sent() -> None:
     after, _ = run_round(Algorithm("spy", Spy, mean_by("steps")), tiny(), state, [site("A")], {})
     assert seen == [{}]
     assert "secret" in after.state
+
+
+def test_a_site_that_sits_out_keeps_its_memory() -> None:
+    algorithm = Algorithm("counting", Counting, mean_by("steps"))
+    model = tiny()
+    state, memories = run_round(algorithm, model, global_of(model), [site("A"), site("B")], {})
+    _, memories = run_round(algorithm, model, state, [site("B", number=2)], memories)
+    assert (memories["A"]["rounds"], memories["B"]["rounds"]) == (1, 2)
+
+
+def test_training_is_in_training_mode_and_in_the_asked_precision() -> None:
+    seen = []
+
+    class Spy(LocalRule):
+        def loss(self, model, batch, objective):  # type: ignore[no-untyped-def]
+            output = model(batch.images)
+            seen.append((model.training, output.dtype))
+            return objective(output.float(), batch)
+
+    model = tiny().eval()
+    train_locally(model, Spy(), global_of(model), {}, replace(site("A", steps=1), autocast=torch.bfloat16))
+    assert seen == [(True, torch.bfloat16)]
 
 
 def test_a_loss_that_is_not_finite_names_site_round_and_step() -> None:

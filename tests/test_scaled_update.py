@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -487,18 +490,178 @@ def test_parameters_that_come_later_are_refused() -> None:
     model.bias.requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaled = ScaledUpdate(model, optimizer)
+    model.weight.grad = torch.ones(2, 2)
+    scaled.step(1.0)
     model.bias.requires_grad_(True)
-    with pytest.raises(ConfigError, match="added, frozen or unfrozen"):
+    with pytest.raises(ConfigError, match="added, replaced, frozen or unfrozen"):
         scaled.step(1.0)
-    model.bias.requires_grad_(False)
+    model.bias.requires_grad_(False)  # undone, the round can be kept
+    torch.testing.assert_close(scaled.finish(1).direction["weight"], torch.full((2, 2), 0.1))
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ConfigError, match="added, frozen or unfrozen"):
+    with pytest.raises(ConfigError, match="added, replaced"):
         scaled.step(1.0)
-    other = nn.Linear(2, 2)
-    scaled = ScaledUpdate(other, torch.optim.SGD(other.parameters(), lr=0.1))
-    other.register_parameter("late", nn.Parameter(torch.ones(1)))
-    with pytest.raises(ConfigError, match="gained or lost"):
+
+
+@pytest.mark.parametrize("change", ["add", "replace"])
+def test_layers_that_are_added_or_replaced_are_refused(change: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    scaled = ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    if change == "add":
+        model.append(nn.Linear(2, 2))
+    else:
+        model[1] = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="gained, lost or replaced"):
         scaled.finish(1)
+    with pytest.raises(ConfigError, match="added, replaced"):
+        scaled.step(1.0)
+
+
+def fixed_steps(scaled: ScaledUpdate, model: nn.Module, scales: list[Any]) -> None:
+    for scale in scales:
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        scaled.step(scale)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.tensor([2.0], requires_grad=True), np.float32(2), 2])
+def test_a_scale_may_be_a_number_of_torch_or_numpy(scale: Any) -> None:
+    model = nn.Linear(2, 2)
+    scaled = ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    fixed_steps(scaled, model, [scale])
+    update = scaled.finish(torch.tensor(3))  # type: ignore[arg-type]
+    torch.testing.assert_close(update.direction["bias"], torch.full((2,), 0.2))
+    assert type(update.metrics["mean_eta"]) is float
+    assert update.num_examples == 3
+
+
+def test_segments_of_the_closed_form_are_cut_and_unscaled_steps_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[float] = []
+    open_segment = ScaledUpdate._open_segment
+
+    def note(self: ScaledUpdate, scale: float) -> None:
+        opened.append(scale)
+        open_segment(self, scale)
+
+    monkeypatch.setattr(ScaledUpdate, "_open_segment", note)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0999)  # about 1e-4 per step
+    scaled = ScaledUpdate(model, optimizer, exact=False)
+    fixed_steps(scaled, model, [1.0] * 35)
+    assert opened == [1.0] * 4  # ten steps to a segment
+    fixed_steps(scaled, model, [2.0, 2.0, 1.0, 1.0])
+    assert opened[4:] == [2.0, 2.0, 1.0]
+
+
+def test_the_error_of_the_closed_form_stays_below_c_over_a_long_round() -> None:
+    model = nn.Linear(1, 1, dtype=torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
+    scaled, brute = ScaledUpdate(model, optimizer, exact=False), BruteForce(model, optimizer, decoupled=True)
+    for _ in range(300):  # c of the whole round would be 0.15
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        brute.before()
+        scaled.step(1.0)
+        brute.after(1.0)
+    update = scaled.finish(1)
+    for name, total in brute.total.items():
+        error = (update.direction[name] - total).abs()
+        assert (error <= 1e-3 * brute.moved[name]).all()
+        assert (error > 1e-5 * brute.moved[name]).all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_step_that_fails_leaves_nothing_behind(exact: bool) -> None:
+    model = nn.Linear(2, 2)
+    scaled = ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1), exact=exact)
+
+    def out_of_memory() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        scaled.step(2.0, out_of_memory)
+    with torch.no_grad():
+        model.bias += 1
+    fixed_steps(scaled, model, [1.0])
+    update = scaled.finish(1)
+    assert update.num_steps == 1
+    torch.testing.assert_close(update.direction["bias"], torch.full((2,), 0.1))
+
+
+@pytest.mark.parametrize(("exact", "expected"), [(True, 0.5), (False, 0.5 - 2.0)])
+def test_changes_between_steps_count_only_within_a_run_of_unscaled_ones(exact: bool, expected: float) -> None:
+    model = nn.Linear(1, 1)
+    scaled = ScaledUpdate(model, torch.optim.SGD(model.parameters(), lr=0.1), exact=exact)
+    for scale in (1.0, 1.0, 3.0):
+        fixed_steps(scaled, model, [scale])
+        with torch.no_grad():
+            model.bias += 1  # the first two follow unscaled steps, the third a scaled one
+    torch.testing.assert_close(scaled.finish(1).direction["bias"], torch.full((1,), expected))
+
+
+def test_groups_of_adamw_may_couple_their_decay() -> None:
+    model = tiny(dtype=torch.float64)
+    groups = [
+        {"params": [model.head.weight], "decoupled_weight_decay": False},
+        {"params": [p for p in model.parameters() if p is not model.head.weight]},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+    scaled = ScaledUpdate(model, optimizer)
+    before = model.head.weight.detach().clone()
+    fixed_steps(scaled, model, [1.0])
+    torch.testing.assert_close(scaled.finish(1).direction["head.weight"], before - model.head.weight.detach())
+
+
+def test_an_optimizer_is_recognised_whatever_was_made_before_it() -> None:
+    code = """
+import torch
+from fedgs import ScaledUpdate
+class Quiet(torch.optim.AdamW): pass
+class Loud(torch.optim.SGD): pass
+model = torch.nn.Linear(2, 2)
+ScaledUpdate(model, Quiet(model.parameters()))
+ScaledUpdate(model, Loud(model.parameters(), lr=0.1, weight_decay=0.1))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shared_memory_under_decoupled_decay_decays_once_per_object() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+            self.two = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+            self.two.weight = nn.Parameter(self.one.weight.data)
+
+    model = Shared()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    scaled, before = ScaledUpdate(model, optimizer), model.one.weight.detach().clone()
+    fixed_steps(scaled, model, [1.0])
+    rate = 1 - (1 - 5e-3) ** 2
+    expected = before - model.one.weight.detach() - rate * before
+    torch.testing.assert_close(scaled.finish(1).direction["one.weight"], expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-fused", "sgd-nesterov", "radam", "rmsprop"])
+@pytest.mark.parametrize("kind", ["enabled", "unscaled first", "disabled"])
+def test_a_scaler_changes_nothing_but_the_skips(kind: str, name: str) -> None:
+    make, decoupled = OPTIMIZERS[name]
+    model = tiny()
+    optimizer = make(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=kind != "disabled", init_scale=8.0)
+    scaled, brute = ScaledUpdate(model, optimizer), BruteForce(model, optimizer, decoupled=decoupled)
+    for batch in batches(3, 0):
+        optimizer.zero_grad()
+        scaler.scale(objective(model(batch.images), batch)["ce"]).backward()
+        if kind == "unscaled first":
+            scaler.unscale_(optimizer)
+        brute.before()
+        scaled.step(1.5, scaler=scaler)
+        brute.after(1.5)
+        scaler.update()
+    assert "step" not in vars(optimizer)
+    update = scaled.finish(12)
+    assert update.num_steps == 3
+    assert_equal(update, brute.total, 1e-5)
 
 
 def test_an_optimizer_state_may_be_loaded_between_steps() -> None:
@@ -533,12 +696,34 @@ def test_the_optimizer_is_left_alone() -> None:
         assert all(torch.equal(value, runs[1][1]["state"][index][key]) for key, value in state.items())
 
 
+class Outer(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DDP": nn.parallel.DistributedDataParallel,
+    "compile(DDP)": lambda model: torch.compile(nn.parallel.DistributedDataParallel(model), backend="eager"),
+    "Outer(DDP)": lambda model: Outer(nn.parallel.DistributedDataParallel(model)),
+}
+
+
 def _rank(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name, wrap in WRAPPERS.items():
+        torch.save(_train_rank(rank, wrap), folder / f"{name}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _train_rank(rank: int, wrap: Callable[[nn.Module], nn.Module]) -> tuple[Any, ...]:
     model: Tiny = tiny(dtype=torch.float64)
     model.unused.requires_grad_(False)
-    wrapped = nn.parallel.DistributedDataParallel(model)
+    wrapped = wrap(model)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3, weight_decay=0.3)
     scaled = ScaledUpdate(wrapped, optimizer)
     for batch in batches(3, rank, dtype=torch.float64):
@@ -551,11 +736,7 @@ def _rank(rank: int, port: int, folder: Path) -> None:
         scaled.step(float("nan") if rank else 1.0)
     except ConfigError as error:
         refused = str(error)
-    torch.save(
-        (dict(update.direction), dict(update.buffers), update.num_examples, dict(update.metrics), refused),
-        folder / f"{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
+    return dict(update.direction), dict(update.buffers), update.num_examples, dict(update.metrics), refused
 
 
 def test_every_rank_holds_the_same_update(tmp_path: Path) -> None:
@@ -563,11 +744,12 @@ def test_every_rank_holds_the_same_update(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(_rank, (port, tmp_path), nprocs=2)
-    (first, buffers, examples, metrics, refused), other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert examples == other[2] == 21
-    assert metrics == other[3] == {"mean_eta": 1.5}
-    assert "every rank" in refused
-    assert "every rank" in other[4]
-    assert all(torch.equal(tensor, other[0][name]) for name, tensor in first.items())
-    assert all(torch.equal(tensor, other[1][name]) for name, tensor in buffers.items())
-    assert "first.weight" in first
+    for name in WRAPPERS:
+        mine, other = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
+        assert mine[2] == other[2] == 21
+        assert mine[3] == other[3] == {"mean_eta": 1.5}
+        assert "every rank" in mine[4]
+        assert "every rank" in other[4]
+        for part in (0, 1):
+            assert all(torch.equal(tensor, other[part][key]) for key, tensor in mine[part].items())
+        assert ("net.first.weight" if name == "Outer(DDP)" else "first.weight") in mine[0]

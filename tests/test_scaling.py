@@ -38,7 +38,11 @@ def test_eta_is_the_formula_and_stays_in_range(images: list[tuple[int, bool]], b
     eta = scale_of_batch(masks_of(areas, 8), torch.tensor(small), base=base)
     deltas = [np.tanh((np.log(64 / a) / np.log(base)) ** 2) for a, flag in images if flag and a]
     assert eta == pytest.approx(1 + 2 / len(images) * sum(deltas))
-    assert 1 <= eta <= 3
+    assert 1 <= eta < 3
+
+
+def test_eta_stays_below_3_where_rounding_would_reach_it() -> None:
+    assert 2.999 < scale_of_batch(masks_of([1]), torch.tensor([True]), base=1.01) < 3
 
 
 def test_a_batch_without_small_lesions_counts_once_exactly() -> None:

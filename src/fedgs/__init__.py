@@ -88,9 +88,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fedgs' has no attribute {name!r}")
-    return getattr(import_module(f"fedgs.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"fedgs.{_HOMES[name]}"), name)
+    try:
+        return import_module(f"fedgs.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"fedgs.{name}":
+            raise
+        raise AttributeError(f"module 'fedgs' has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,15 +18,12 @@ from fedgs.tensors import Tensors, buffers_of, difference, float_buffers_of, loa
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
+    from fedgs.models.objectives import Objective
 
-__all__ = ["Algorithm", "Global", "LocalRule", "Objective", "Site", "Update", "global_of", "load", "run_round"]
-__all__ += ["train_locally"]
-
-Objective = Callable[[Any, "Batch"], Mapping[str, Tensor]]
-"""Output of the network and its batch -> named terms, whose sum is the loss."""
+__all__ = ["Algorithm", "Global", "LocalRule", "Site", "Update", "global_of", "load", "run_round", "train_locally"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Global:
     """What the server holds.
 
@@ -45,7 +42,7 @@ class Global:
     round: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """What a site returns; the server moves its weights by minus the mean direction.
 
@@ -75,7 +72,7 @@ class Site:
         round: Number of the round under way, from 1.
         batches: The batches of this round, one per optimizer step.
         num_examples: Training cases of the site.
-        objective: Loss, as named terms.
+        objective: Output of the network and its batch -> named terms, whose sum is the loss.
         optimizer: Makes a fresh optimizer, so that its moments start from zero.
         generator: Randomness for an algorithm's own use.
         autocast: Type of the activations; None computes everything in the type of the weights.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,13 +31,17 @@ def _if_asked(group: Mapping[str, Any]) -> bool:
     return bool(group.get("decoupled_weight_decay", False))
 
 
+def _unless_told(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay", True))
+
+
 _KNOWN: dict[str, Decouples] = {
     "ASGD": _never,
     "Adadelta": _never,
     "Adafactor": _always,
     "Adagrad": _never,
     "Adam": _if_asked,
-    "AdamW": _always,
+    "AdamW": _unless_told,
     "Adamax": _never,
     "LBFGS": _never,
     "Muon": _always,
@@ -63,11 +69,14 @@ def decoupling(optimizer: Optimizer, told: bool | None) -> Decouples:
     """
     if told is not None:
         return _always if told else _never
-    for kind in type(optimizer).__mro__:
-        if getattr(torch.optim, kind.__name__, None) is kind and kind.__name__ in _KNOWN:
+    # Making an optimizer wraps the step of its class, so only what is inside tells whose step it is.
+    own: type[Any] = type(optimizer)
+    step = inspect.unwrap(own.step)
+    kind: type[Any]
+    for kind in own.__mro__:
+        known = getattr(torch.optim, kind.__name__, None) is kind and kind.__name__ in _KNOWN
+        if known and inspect.unwrap(kind.step) is step:
             return _KNOWN[kind.__name__]
-        if "step" in vars(kind):
-            break
     if any(group.get("weight_decay", 0) for group in optimizer.param_groups):
         raise ConfigError(
             f"{type(optimizer).__name__} is not an optimizer of torch.optim, and it has weight decay: say whether the "
@@ -122,16 +131,23 @@ def step_with(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> tuple[Any, 
         itself, skipped the step for infinite gradients.
     """
     taken = False
+    original = optimizer.step
+    own = vars(optimizer).get("step")
 
-    def record(*_: object) -> None:
-        # A fused optimizer is called even so; while it runs, the scaler lends it this attribute.
+    @functools.wraps(original)
+    def observed(*arguments: Any, **keywords: Any) -> Any:
         nonlocal taken
+        result = original(*arguments, **keywords)
+        # A fused optimizer is called even for infinite gradients; while it runs, the scaler lends it this attribute.
         found = getattr(optimizer, "found_inf", None)
         taken = not (isinstance(found, torch.Tensor) and bool(found.item()))
+        return result
 
-    hook = optimizer.register_step_post_hook(record)
+    vars(optimizer)["step"] = observed
     try:
-        result = scaler.step(optimizer)
+        return scaler.step(optimizer), taken
     finally:
-        hook.remove()
-    return result, taken
+        if own is None:
+            del vars(optimizer)["step"]
+        else:
+            vars(optimizer)["step"] = own

@@ -38,12 +38,12 @@ class _Track:
 class ScaledUpdate:
     """Counts the steps of any torch optimizer, each with its own scale, into the update that a site sends.
 
-    The round is cut into *segments* of steps with one scale. A segment from weights w_0 to w_T adds
+    The round is cut into *segments* of steps. A segment from weights w_0 to w_T adds
     ``scale * ((w_0 - w_T) - decayed * w_0)``, where ``decayed`` is what decoupled weight decay took. With
-    ``exact=True`` every step is a segment, and outside changes of the weights (EMA swap, clamping) do not count. With
-    ``exact=False`` a segment goes on for as long as steps are unscaled, which makes them free; its error is, entry by
-    entry, at most ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over its steps, and a new segment starts
-    before c exceeds 1e-3. It is 0 without decoupled decay or with ``count_weight_decay=True``.
+    ``exact=True`` every step is a segment, and changes of the weights between steps (EMA swap, clamping) do not count.
+    With ``exact=False`` a run of unscaled steps is one segment, which makes them free, and changes between them count.
+    The error is, entry by entry, at most ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over the segment,
+    and a new one starts before c exceeds 1e-3; it is 0 without decoupled decay or with ``count_weight_decay=True``.
 
     Under DistributedDataParallel the scale and the examples are those of all ranks, and every rank gets the same
     update.
@@ -81,8 +81,13 @@ class ScaledUpdate:
             for parameter in group["params"]:
                 if track := by_storage.get(storage_key(parameter)):
                     track.members.append((index, parameter))
-        self._signature = self._sign()
+        # The wrapper need not be the outermost: torch.compile may sit around it.
+        parallel = (module for module in model.modules() if isinstance(module, DistributedDataParallel))
+        self._parallel = next(parallel, None)
+        self._ranks = self._parallel.process_group.size() if self._parallel is not None else 1
+        self._signature, self._known = self._sign(), self._identities()
         self._rates: list[float] = []
+        self._touched: set[int] = set()
         self._scale: float | None = None  # of the open segment; None while none is open
         self._reset()
 
@@ -106,18 +111,23 @@ class ScaledUpdate:
         """
         if scaler is not None and scaler.is_enabled() and closure is not None:
             raise ConfigError("a closure and an enabled GradScaler exclude each other; pass one of them")
-        touched = self.before_step(scale)
+        self.before_step(scale)
         if scaler is not None and scaler.is_enabled():
             result, taken = step_with(scaler, self._optimizer)
         else:
             result, taken = self._optimizer.step() if closure is None else self._optimizer.step(closure), True
-        self.after_step(self._with_gradient() if closure is not None else touched, taken=taken)
+        if closure is not None:
+            self._touched = self._with_gradient()
+        self.after_step(taken=taken)
         return result
 
-    def before_step(self, scale: float) -> set[int]:
-        """First half of `step`, for a loop that calls the optimizer itself; gives what `after_step` wants to know."""
-        if self._sign() != self._signature:
-            raise ConfigError("parameters were added, frozen or unfrozen; make a new ScaledUpdate after finish()")
+    def before_step(self, scale: float) -> None:
+        """First half of `step`, for a loop that calls the optimizer itself; the gradients must be there."""
+        if self._sign() != self._signature or (not self._steps and self._identities() != self._known):
+            raise ConfigError(
+                "parameters were added, replaced, frozen or unfrozen since the ScaledUpdate was made; make a new one "
+                "at the beginning of a round (to keep this round, undo the change and call finish() first)"
+            )
         scale = self._agreed(scale)
         self._rates = decay_rates(self._optimizer, self._decouples)
         decay = max(self._rates, default=0.0)
@@ -126,26 +136,26 @@ class ScaledUpdate:
                 f"lr * weight_decay is {decay:.3g} in one step, above the {MAX_DECAY:g} up to which exact=False is "
                 "accurate; use exact=True"
             )
-        if not scale == self._scale == 1 or self._decay + decay > MAX_DECAY:
+        goes_on = not self._exact and scale == self._scale == 1 and self._decay + decay <= MAX_DECAY
+        if not goes_on:
             self._close_segment()
-        if self._scale is None:
             self._open_segment(scale)
         self._decay += decay
-        return self._with_gradient()
+        self._touched = self._with_gradient()
 
     @torch.no_grad()
-    def after_step(self, touched: set[int], *, taken: bool = True) -> None:
+    def after_step(self, *, taken: bool = True) -> None:
         """Second half of `step`: counts the step, if it was taken."""
-        if not taken:
-            self._scale = None if self._exact else self._scale
+        if not taken or self._scale is None:
             return
         self._steps += 1
-        self._scales += self._scale or 0.0
+        self._steps_of_segment += 1
+        self._scales += self._scale
         for track in self._tracks.values():
             for group, parameter in track.members:
-                if id(parameter) in touched:
+                if id(parameter) in self._touched:
                     track.decayed += self._rates[group] * (1 - track.decayed)
-        if self._exact:
+        if self._exact or self._scale != 1:
             self._close_segment()
 
     def finish(self, num_examples: int) -> Update:
@@ -163,10 +173,14 @@ class ScaledUpdate:
         Raises:
             ConfigError: ``num_examples`` is below 0, or the model has gained or lost trainable parameters.
         """
-        if num_examples < 0:
-            raise ConfigError(f"num_examples must be 0 or more, got {num_examples}")
-        if weights_of(self._model).keys() != self._tracks.keys():
-            raise ConfigError("the model has gained or lost trainable parameters since the ScaledUpdate was made")
+        examples = _number(num_examples)
+        if not (examples >= 0 and examples.is_integer()):
+            raise ConfigError(f"num_examples must be a whole number, 0 or more, got {num_examples!r}")
+        if self._identities() != self._known:
+            raise ConfigError(
+                "the model has gained, lost or replaced trainable parameters since the ScaledUpdate was made; undo "
+                "this, call finish(), then make a new one"
+            )
         self._close_segment()
         direction = {
             name: torch.zeros_like(track.parameter, dtype=wide(track.parameter.dtype)).detach()
@@ -178,7 +192,7 @@ class ScaledUpdate:
         update = Update(
             direction=direction,
             buffers=self._of_first_rank(buffers),
-            num_examples=round(self._over_ranks(num_examples)),
+            num_examples=round(self._over_ranks(examples)),
             num_steps=self._steps,
             metrics={"mean_eta": self._scales / self._steps} if self._steps else {},
         )
@@ -186,7 +200,7 @@ class ScaledUpdate:
         return update
 
     def _reset(self) -> None:
-        self._steps, self._scales, self._decay = 0, 0.0, 0.0
+        self._steps, self._steps_of_segment, self._scales, self._decay = 0, 0, 0.0, 0.0
         self._scale = None
         for track in self._tracks.values():
             track.start = track.total = None
@@ -194,7 +208,7 @@ class ScaledUpdate:
 
     @torch.no_grad()
     def _open_segment(self, scale: float) -> None:
-        self._scale, self._decay = scale, 0.0
+        self._scale, self._decay, self._steps_of_segment = scale, 0.0, 0
         for track in self._tracks.values():
             track.decayed = 0.0
             if track.start is None:
@@ -204,7 +218,8 @@ class ScaledUpdate:
 
     @torch.no_grad()
     def _close_segment(self) -> None:
-        if self._scale is None:
+        scale, self._scale = self._scale, None
+        if scale is None or not self._steps_of_segment:  # none is open, or its only step was skipped or failed
             return
         for track in self._tracks.values():
             assert track.start is not None
@@ -214,10 +229,9 @@ class ScaledUpdate:
             if track.decayed:
                 moved.add_(start, alpha=-track.decayed)
             if track.total is None:
-                track.total = moved.mul_(self._scale)
+                track.total = moved.mul_(scale)
             else:
-                track.total.add_(moved, alpha=self._scale)
-        self._scale = None
+                track.total.add_(moved, alpha=scale)
 
     def _with_gradient(self) -> set[int]:
         members = (parameter for track in self._tracks.values() for _, parameter in track.members)
@@ -226,23 +240,34 @@ class ScaledUpdate:
     def _sign(self) -> list[tuple[int, bool]]:
         return [(id(p), p.requires_grad) for group in self._optimizer.param_groups for p in group["params"]]
 
+    def _identities(self) -> dict[str, int]:
+        return {name: id(weight) for name, weight in weights_of(self._model).items()}
+
     def _agreed(self, scale: float) -> float:
-        ranks = self._over_ranks(1)
-        valid = math.isfinite(scale) and scale >= 0
-        agreed = self._over_ranks(scale if valid else math.nan) / ranks
+        value = _number(scale)
+        valid = math.isfinite(value) and value >= 0
+        agreed = self._over_ranks(value if valid else math.nan) / self._ranks
         if math.isnan(agreed):
-            raise ConfigError(f"the scale of a step must be finite and 0 or more on every rank, got {scale}")
+            raise ConfigError(f"the scale of a step must be finite and 0 or more on every rank, got {scale!r}")
         return agreed
 
     def _over_ranks(self, value: float) -> float:
-        if not isinstance(self._model, DistributedDataParallel):
+        if self._parallel is None:
             return value
         cell = torch.tensor(value, dtype=torch.float64, device=next(self._model.parameters()).device)
-        torch.distributed.all_reduce(cell, group=self._model.process_group)
+        torch.distributed.all_reduce(cell, group=self._parallel.process_group)
         return float(cell)
 
     def _of_first_rank(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if isinstance(self._model, DistributedDataParallel):
+        if self._parallel is not None:
             for tensor in tensors.values():
-                torch.distributed.broadcast(tensor, group=self._model.process_group, group_src=0)
+                torch.distributed.broadcast(tensor, group=self._parallel.process_group, group_src=0)
         return tensors
+
+
+def _number(value: Any) -> float:
+    """Gives a number of Python, NumPy or torch as a float; NaN for what is none."""
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
 
-from fedgs.errors import ConfigError, ShapeError
+from fedgs.errors import ConfigError, ShapeError, unknown_choice
 
-__all__ = ["DIFFICULTIES", "difficulty_of_area", "scale_of_batch"]
+__all__ = ["DIFFICULTIES", "check_difficulty", "difficulty_of_area", "scale_of_batch"]
 
 DIFFICULTIES = ("image", "lesion")
 
@@ -40,8 +41,7 @@ def difficulty_of_area(area: int, pixels: int, *, base: float) -> float:
 
     Source: Schutte et al., arXiv 2408.11701.
     """
-    if not 1 < base < math.inf:
-        raise ConfigError(f"base of the difficulty must be a finite number above 1, got {base}; 100 suits polyps")
+    check_difficulty(base)
     if not 0 <= area <= pixels:
         raise ConfigError(f"area must lie between 0 and the {pixels} pixels of the image, got {area}")
     if area == 0:
@@ -59,7 +59,8 @@ def scale_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: 
         is_small: Flag per image from its un-augmented mask, (B,), bool.
         base: Base of the logarithm, > 1, dimensionless; 100 for PolypGen, 1000 for LiTS.
         difficulty: ``"image"`` takes the whole foreground of an image as its area, as published; ``"lesion"`` takes
-            its smallest connected component (diagonal neighbours connect).
+            its smallest connected component (diagonal neighbours connect), however small: a mask from a JPEG file
+            should be without specks, as an index keeps it.
 
     Returns:
         Dimensionless factor in [1, 3); exactly 1 for a batch without small lesions.
@@ -75,20 +76,30 @@ def scale_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: 
     pixels = math.prod(masks.shape[1:])
     measure = _smallest_area if difficulty == "lesion" else np.count_nonzero
     areas = [int(measure(mask)) for mask in flagged.cpu().numpy()]
-    return 1.0 + 2.0 / len(masks) * math.fsum(difficulty_of_area(area, pixels, base=base) for area in areas)
+    eta = 1.0 + 2.0 / len(masks) * math.fsum(difficulty_of_area(area, pixels, base=base) for area in areas)
+    return min(eta, math.nextafter(3.0, 0.0))
+
+
+def check_difficulty(base: float, difficulty: str = "image") -> None:
+    """Checks the two choices behind a difficulty.
+
+    Raises:
+        ConfigError: ``base`` is not a finite number above 1, or ``difficulty`` is unknown.
+    """
+    if not isinstance(base, (int, float, np.number)) or not 1 < base < math.inf:
+        raise ConfigError(f"base must be a finite number above 1, got {base!r}; 100 suits polyps, 1000 liver tumours")
+    if difficulty not in DIFFICULTIES:
+        raise unknown_choice("difficulty", difficulty, DIFFICULTIES)
 
 
 def _check(masks: Tensor, is_small: Tensor, base: float, difficulty: str) -> None:
-    if not 1 < base < math.inf:
-        raise ConfigError(f"base of the difficulty must be a finite number above 1, got {base}; 100 suits polyps")
-    if difficulty not in DIFFICULTIES:
-        raise ConfigError(f"unknown difficulty '{difficulty}'; choose one of {', '.join(DIFFICULTIES)}")
+    check_difficulty(base, difficulty)
     if masks.dim() not in (3, 4) or masks.numel() == 0:
         raise ShapeError(f"masks must be (B, H, W) or (B, D, H, W) and not empty, got {tuple(masks.shape)}")
     if tuple(is_small.shape) != (len(masks),):
         raise ShapeError(f"is_small must hold one flag per mask, ({len(masks)},), got {tuple(is_small.shape)}")
     for name, tensor in (("masks", masks), ("is_small", is_small)):
-        if str(tensor.dtype) != "torch.bool":
+        if tensor.dtype != torch.bool:
             raise ShapeError(f"{name} must be bool, got {tensor.dtype}; binarise first, for instance with `{name} > 0`")
 
 

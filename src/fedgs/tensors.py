@@ -95,6 +95,8 @@ def buffers_of(model: Module) -> dict[str, Tensor]:
     seen = {storage_key(weight) for weight in weights_of(model).values()}
     buffers: dict[str, Tensor] = {}
     for name, tensor in (*_parameters(model), *_buffers(model)):
+        if is_lazy(tensor):
+            raise ConfigError(f"buffer '{name}' is lazy and has no shape yet; run the model once on a batch first")
         if storage_key(tensor) not in seen:
             buffers[name] = tensor
             seen.add(storage_key(tensor))

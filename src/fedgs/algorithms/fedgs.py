@@ -9,7 +9,6 @@ arXiv 2408.11701.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from fedgs.algorithms.server_rules import mean_by, with_momentum
 from fedgs.core import Algorithm, Global, LocalRule, Site, Update
 from fedgs.errors import ConfigError
 from fedgs.scaled_update import ScaledUpdate
-from fedgs.scaling import DIFFICULTIES, scale_of_batch
+from fedgs.scaling import check_difficulty, scale_of_batch
 from fedgs.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -48,11 +47,11 @@ class ScaledSteps(LocalRule):
 
     def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Remembers the weights."""
-        self._touched = self._scaled.before_step(self._scale(batch))
+        self._scaled.before_step(self._scale(batch))
 
     def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Adds the scaled step."""
-        self._scaled.after_step(self._touched)
+        self._scaled.after_step()
 
     def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
         """Sends the sum of the scaled steps in place of the plain difference of the weights."""
@@ -79,15 +78,12 @@ def fedgs(
 
     Source: Schutte et al., arXiv 2408.11701.
     """
-    if not 1 < base < math.inf:
-        raise ConfigError(f"base must be a finite number above 1, got {base}; 100 suits polyps, 1000 liver tumours")
-    if difficulty not in DIFFICULTIES:
-        raise ConfigError(f"unknown difficulty '{difficulty}'; choose one of {', '.join(DIFFICULTIES)}")
+    check_difficulty(base, difficulty)
     if server_momentum and lr is None:
         raise ConfigError("server_momentum needs lr, the learning rate of the sites")
 
     def eta(batch: Batch) -> float:
         return scale_of_batch(batch.masks, batch.is_small, base=base, difficulty=difficulty)
 
-    momentum = with_momentum("steps", momentum=server_momentum, lr=lr) if server_momentum and lr is not None else None
-    return Algorithm("fedgs", partial(ScaledSteps, eta), momentum or mean_by("steps"))
+    rule = with_momentum("steps", momentum=server_momentum, lr=lr or 0.0) if server_momentum else mean_by("steps")
+    return Algorithm("fedgs", partial(ScaledSteps, eta), rule)

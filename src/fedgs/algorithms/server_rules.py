@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedgs.core import Global, Update
-from fedgs.errors import AggregationError, ConfigError
+from fedgs.errors import AggregationError, ConfigError, unknown_choice
 from fedgs.tensors import Tensors, accumulate
 
 __all__ = ["WEIGHTINGS", "ServerRule", "mean_by", "with_momentum"]
@@ -32,11 +32,14 @@ def mean_by(weighting: str) -> ServerRule:
     Args:
         weighting: What n_k is: ``"examples"`` (McMahan et al. 2017) or ``"steps"`` (FedGS as published).
 
+    Returns:
+        The rule. It raises AggregationError for updates that do not fit the server's state or are not finite.
+
     Raises:
         ConfigError: The weighting is unknown.
     """
     if weighting not in WEIGHTINGS:
-        raise ConfigError(f"unknown weighting '{weighting}'; choose one of {', '.join(WEIGHTINGS)}")
+        raise unknown_choice("weighting", weighting, WEIGHTINGS)
 
     def aggregate(state: Global, updates: Mapping[str, Update]) -> Global:
         direction, buffers = _mean(state, updates, weighting)
@@ -67,7 +70,7 @@ def with_momentum(weighting: str, *, momentum: float, lr: float) -> ServerRule:
         for name, mean in direction.items():
             moment = mean.div_(lr)
             if (before := state.state.get(f"momentum/{name}")) is not None:
-                moment.add_(before, alpha=momentum)
+                moment.add_(before.to(moment.device), alpha=momentum)
             moments[f"momentum/{name}"] = moment
             direction[name] = moment * lr
         return replace(_moved(state, direction, buffers), state={**state.state, **moments})
@@ -77,27 +80,37 @@ def with_momentum(weighting: str, *, momentum: float, lr: float) -> ServerRule:
 
 @torch.no_grad()
 def _mean(state: Global, updates: Mapping[str, Update], weighting: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    counts = {site: WEIGHTINGS[weighting](updates[site]) for site in sorted(updates)}
+    counts, names = {}, set()
+    for site in sorted(updates):
+        update = updates[site]
+        counts[site] = WEIGHTINGS[weighting](update)
+        names |= update.buffers.keys() & _averaged(state)
     total = sum(counts.values())
-    if total <= 0 or min(counts.values()) < 0:
-        raise AggregationError(f"nothing to average: {weighting} per site are {counts}; at least one must be above 0")
+    if not 0 < total < math.inf or min(counts.values()) < 0:
+        raise AggregationError(
+            f"cannot average by {weighting}: per site they are {counts}; none may be below 0 and one must be above"
+        )
     direction: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    averaged: Tensors | None = None
     for site, count in counts.items():
         update = updates[site]
-        averaged = update.buffers if averaged is None else averaged
         _check(site, "direction", update.direction, state.weights)
-        _check(site, "buffers", update.buffers, {name: state.buffers.get(name, averaged[name]) for name in averaged})
+        _check(
+            site, "buffers", update.buffers, {name: state.buffers[name] for name in names}, also=state.buffers.keys()
+        )
         accumulate(direction, update.direction, count / total)
-        accumulate(buffers, update.buffers, count / total)
-    for name, mean in direction.items():
+        accumulate(buffers, {name: update.buffers[name] for name in sorted(names)}, count / total)
+    for name, mean in {**direction, **buffers}.items():
         if not torch.isfinite(mean).all():
-            culprits = [site for site in counts if not torch.isfinite(updates[site].direction[name]).all()]
-            raise AggregationError(
-                f"the updates of {culprits} hold values that are not finite in '{name}'; leave them out"
-            )
+            sent = {site: {**updates[site].buffers, **updates[site].direction}[name] for site in counts}
+            culprits = [site for site, tensor in sent.items() if not torch.isfinite(tensor).all()]
+            raise AggregationError(f"updates of {culprits} hold values that are not finite in '{name}'; leave them out")
     return direction, buffers
+
+
+def _averaged(state: Global) -> set[str]:
+    """Names of the server's buffers that may be averaged; integers and flags never are, whatever an update holds."""
+    return {name for name, buffer in state.buffers.items() if buffer.is_floating_point()}
 
 
 @torch.no_grad()
@@ -105,20 +118,21 @@ def _moved(state: Global, direction: Mapping[str, Tensor], buffers: Mapping[str,
     weights = {
         name: (weight - direction[name].to(weight.device)).to(weight.dtype) for name, weight in state.weights.items()
     }
-    means = {name: mean.to(state.buffers[name].dtype) for name, mean in buffers.items()}
+    means = {name: mean.to(state.buffers[name]) for name, mean in buffers.items()}
     return replace(state, weights=weights, buffers={**state.buffers, **means}, round=state.round + 1)
 
 
-def _check(site: str, kind: str, given: Tensors, wanted: Tensors) -> None:
-    for problem, names in (("lacks", wanted.keys() - given.keys()), ("has unknown", given.keys() - wanted.keys())):
+def _check(site: str, kind: str, given: Tensors, wanted: Tensors, also: Collection[str] = ()) -> None:
+    lacking, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys() - set(also)
+    for problem, names in (("lacks", lacking), ("has unknown", unknown)):
         if names:
             raise AggregationError(
                 f"site '{site}': {kind} {problem} '{min(names)}' ({len(names)} of {len(wanted)}); "
                 "was this update made by another model?"
             )
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
+    for name in wanted:
+        if given[name].shape != wanted[name].shape:
             raise AggregationError(
-                f"site '{site}': {kind} '{name}' has shape {tuple(tensor.shape)}, the server has "
+                f"site '{site}': {kind} '{name}' has shape {tuple(given[name].shape)}, the server has "
                 f"{tuple(wanted[name].shape)}; was this update made by another model?"
             )

@@ -149,11 +149,12 @@ def resize_nearest(mask: Mask, size: int = MASK_SIZE) -> Mask:
     return mask[np.ix_(steps * height // size, steps * width // size)]
 
 
-def find_lesions(mask: Mask) -> Lesions:
+def find_lesions(mask: Mask, *, smallest: int = SMALLEST_COMPONENT) -> Lesions:
     """Finds the 8-connected components of a mask; those under 4 pixels are no lesions.
 
     Args:
         mask: (H, W), bool.
+        smallest: Pixels that a component needs to be a lesion.
 
     Returns:
         The areas in pixels; empty for an empty mask.
@@ -165,7 +166,7 @@ def find_lesions(mask: Mask) -> Lesions:
     Lesions(areas=(5,), specks=0)
     """
     _, areas = _components(mask)
-    lesions = areas[areas >= SMALLEST_COMPONENT]
+    lesions = areas[areas >= smallest]
     return Lesions(tuple(lesions.tolist()), int(areas.size - lesions.size))
 
 
@@ -189,12 +190,14 @@ def clean(mask: Mask, *, smallest: float = SMALLEST_COMPONENT) -> Mask:
     return np.concatenate(([False], areas >= smallest))[labels]
 
 
-def is_small_by_components(mask: Mask, *, fraction: float = 1 / 150) -> bool:
+def is_small_by_components(mask: Mask, *, fraction: float = 1 / 150, smallest: int = SMALLEST_COMPONENT) -> bool:
     """Flags a mask in which any lesion takes at most `fraction` of the image; never an empty one.
 
     Args:
-        mask: Un-augmented 512 x 512 mask (any size works), (H, W), bool.
+        mask: Un-augmented mask, (H, W), bool, an array or a tensor on the CPU. Use 512 x 512 (`resize_nearest`), as an
+            index does, for flags that do not depend on the size of the image.
         fraction: Largest share of H * W that counts as small.
+        smallest: Pixels that a component needs to be a lesion.
 
     Source: spec of FedGS on PolypGen, 512 * 512 / area >= 150 for the smallest lesion.
 
@@ -203,16 +206,19 @@ def is_small_by_components(mask: Mask, *, fraction: float = 1 / 150) -> bool:
     >>> is_small_by_components(mask), is_small_by_total(mask)
     (True, False)
     """
-    lesions = find_lesions(mask)
+    mask = np.asarray(mask)
+    lesions = find_lesions(mask, smallest=smallest)
     return SmallRule("components", fraction).is_small(smallest=lesions.smallest, total=lesions.total, pixels=mask.size)
 
 
-def is_small_by_total(mask: Mask, *, fraction: float = 1 / 1000) -> bool:
+def is_small_by_total(mask: Mask, *, fraction: float = 1 / 1000, smallest: int = SMALLEST_COMPONENT) -> bool:
     """Flags a mask whose lesions together take at most `fraction` of the image; never an empty one.
 
     Args:
-        mask: Un-augmented 512 x 512 mask (any size works), (H, W), bool.
+        mask: Un-augmented mask, (H, W), bool, an array or a tensor on the CPU. Use 512 x 512 (`resize_nearest`), as an
+            index does, for flags that do not depend on the size of the image.
         fraction: Largest share of H * W that counts as small.
+        smallest: Pixels that a component needs to be a lesion.
 
     Source: spec of FedGS on LiTS, 512 * 512 / area >= 1000.
 
@@ -221,7 +227,8 @@ def is_small_by_total(mask: Mask, *, fraction: float = 1 / 1000) -> bool:
     >>> is_small_by_total(mask), is_small_by_total(~mask)
     (True, False)
     """
-    lesions = find_lesions(mask)
+    mask = np.asarray(mask)
+    lesions = find_lesions(mask, smallest=smallest)
     return SmallRule("total", fraction).is_small(smallest=lesions.smallest, total=lesions.total, pixels=mask.size)
 
 
