@@ -18,7 +18,7 @@ from fedgs.files import write_atomically
 __all__ = ["Gallery"]
 
 SIDE = 256
-MOST = 24
+MOST = 60
 
 
 class Gallery:
@@ -27,13 +27,14 @@ class Gallery:
     Args:
         folder: Where they go; made when missing.
         index: Where the frames come from.
-        rows: Test cases, of which the flagged ones with the smallest lesions are kept, at most `MOST`.
+        rows: Test cases, of which the flagged ones are kept; where these are more than `MOST`, evenly over their areas.
     """
 
     def __init__(self, folder: Path, index: Index, rows: list[int]) -> None:
         small = index.table.iloc[rows].query("is_small").sort_values(["lesion_area", "site", "case"])
         self._folder, self._index = folder, index
-        self._names = {int(row): f"case-{place:02d}" for place, row in enumerate(small.index[:MOST])}
+        places = np.unique(np.linspace(0, len(small) - 1, min(len(small), MOST)).round().astype(int))
+        self._names = {int(small.index[place]): f"case-{place:02d}" for place in places}
         self._cases: list[dict[str, Any]] = []
 
     def keep(self, part: str, prediction: Prediction, dice: float) -> None:

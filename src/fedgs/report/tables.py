@@ -13,8 +13,8 @@ from rich.table import Table
 __all__ = ["part_table", "scores_table"]
 
 _PARTS = {
-    "test_in": "In-test (held-out images of training hospitals)",
-    "test_out": "Out-test (unseen hospital)",
+    "test_in": "In-test",
+    "test_out": "Out-test",
     "validation": "Validation",
 }
 _STRATA = {"dice": "Dice all", "dice_s": "small", "dice_l": "large", "dice_t": "tiny", "dice_n": "with lesion"}
@@ -34,9 +34,9 @@ def scores_table(runs: Sequence[Path]) -> Table:
     for part, title in _PARTS.items():
         rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]
         if rows:
-            table.add_row(f"[bold]{title.split(' (')[0]}[/]")
+            table.add_row(f"[bold]{title}[/]")
         for name, means in rows:
-            table.add_row(f"  {name}", *_cells(means))
+            table.add_row(name, *_cells(means))
     return table
 
 
@@ -56,8 +56,8 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for name in _STRATA.values():
         table.add_column(name, justify="right", no_wrap=True)
     return table
