@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -109,6 +110,134 @@ def test_evaluating_on_known_images_is_said(finished: Path, data: Path, tmp_path
     assert "trained or selected on" in fedgs("evaluate", str(run), "--data", str(data)).stdout
 
 
+def test_evaluations_of_several_hospitals_are_kept_apart(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = make_phantom(tmp_path / "other", 5, seed=1)
+    (other / "Alder").rename(other / "Zoo")
+    (other / "patients.csv").unlink()
+    (other / "phantom.json").unlink()
+    fedgs("evaluate", str(run), "--data", str(data), "--checkpoint", "last")
+    done = fedgs("evaluate", str(run), "--data", str(other), "--checkpoint", "last")
+    assert "Zoo" in done.stdout
+    assert "Alder" not in done.stdout  # of the first evaluation
+    assert "Careful" not in done.stdout
+    external = json.loads((run / "summary.json").read_text())["external"]
+    assert set(external["sites"]) == {"Alder", "Birch", "Cedar", "Zoo"}
+    assert external["known_cases"] == external["known_cases_of_site"]["Alder"] > 0  # Birch and Cedar were replaced
+    fedgs("report", str(run))
+    assert "known from training" in (run / "report.html").read_text()
+
+
+def test_a_run_may_be_evaluated_where_it_was_not_trained(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('device = "cpu"', 'device = "cuda:7"'))
+    fedgs("evaluate", str(run), "--data", str(data))
+
+
+def test_grey_images_are_scored_by_a_network_for_colour(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = make_phantom(tmp_path / "other", 4, seed=1)
+    for path in other.glob("*/images/*"):
+        with Image.open(path) as image:
+            grey = image.convert("L")
+        grey.save(path)
+    assert "external" in fedgs("evaluate", str(run), "--data", str(other)).stdout
+
+
+def test_server_momentum_works_through_a_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = flags(**FLAGS | {"rounds": 2, "server_momentum": 0.5})
+    fedgs("train", "--data", str(data), "--out", str(out), *settings)
+    plain = tmp_path / "plain"
+    fedgs("train", "--data", str(data), "--out", str(plain), *flags(**FLAGS | {"rounds": 2}))
+    name = "checkpoints/last.safetensors"
+    assert (out / name).read_bytes() != (plain / name).read_bytes()
+    assert "(0, 1)" in refused(*f"train --data {data} --server-momentum 1.0 --out {tmp_path / 'no'}".split())
+
+
+def test_a_finished_run_without_its_page_gets_one(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "report.html").unlink()
+    fedgs("train", "--out", str(run), "--resume")
+    assert (run / "report.html").is_file()
+
+
+def test_resume_finds_the_folder_that_it_chose_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--data", str(data), *flags(**FLAGS | {"rounds": 1})]
+    fedgs(*arguments)
+    assert (tmp_path / "runs" / "fedgs-unet-fold0-seed1" / "summary.json").is_file()
+    assert "finished already" in fedgs(*arguments, "--resume").stdout
+
+
+def test_a_stored_split_decides_which_hospital_is_unseen(finished: Path, data: Path, tmp_path: Path) -> None:
+    common = ["train", "--data", str(data), "--split", str(finished / "split.csv"), *flags(**FLAGS | {"rounds": 1})]
+    assert "Cedar" in refused(*common, "--unseen-site", "Birch", "--out", str(tmp_path / "no"))
+    fedgs(*common, "--out", str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unseen_site"] == "Cedar"
+
+
+def test_resume_with_another_base_is_refused(data: Path, tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "run"
+    fedgs("index", str(data), "--out", str(index), "--size", "32")
+    fedgs("train", "--data", str(index), "--out", str(out), *flags(**FLAGS | {"rounds": 1}))
+    (out / "summary.json").unlink()
+    fedgs("index", str(data), "--out", str(index), "--size", "32", "--base", "1000")
+    assert "not those that the run began with" in refused("train", "--out", str(out), "--resume")
+
+
+def test_data_that_moved_can_be_gone_on_with(data: Path, tmp_path: Path) -> None:
+    mine, moved, out = tmp_path / "data", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(data, mine)
+    fedgs("train", "--data", str(mine), "--out", str(out), *flags(**FLAGS | {"rounds": 1}))
+    (out / "summary.json").unlink()
+    mine.rename(moved)
+    fedgs("train", "--out", str(out), "--resume", "--data", str(moved))
+    assert (out / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["cache", "out"])
+def test_nothing_is_written_into_the_data(
+    place: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    before = sorted(mine.rglob("*"))
+    if place == "cache":
+        monkeypatch.setenv("FEDGS_CACHE", str(mine / "cache"))
+        assert "FEDGS_CACHE" in refused("train", "--data", str(mine), "--out", str(tmp_path / "out"))
+    else:
+        assert "inside the data" in refused("train", "--data", str(mine), "--out", str(mine / "run"))
+    assert sorted(mine.rglob("*")) == before
+
+
+def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from fedgs.cli import _print_table
+    from fedgs.report.tables import part_table, scores_table
+
+    means = {name: {"mean": 0.123, "n": 123456} for name in ("dice", "dice_s", "dice_l", "dice_t", "dice_n")}
+    part = means | {"sites": {"[red]Hôpital & <b>x</b>[/red]" * 3: means}}
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"algorithm": "fedavg-published", "test_in": part, "test_out": part, "validation": part})
+    )
+    for table in (scores_table([tmp_path]), part_table("title", part)):
+        console = Console(file=io.StringIO(), width=80)
+        _print_table(console, table)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert printed.count("0.123 (123456)") % 5 == 0
+        assert "…" not in printed
+    assert "[red]" in printed
+
+
 def test_report_of_two_runs_stands_beside_them(finished: Path, data: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(finished, tmp_path / name)
@@ -176,7 +305,7 @@ MISTAKES = {
     "batch larger than a site": (f"{TRAIN} --batch-size 64", "batch"),
     "folder that exists": ("train --data {data} --out {finished}", "--resume"),
     "resume with other settings": ("train --out {copy} --resume --lr 0.1 --rounds 4", "lr: 0.001 -> 0.1"),
-    "resume of nothing": ("train --resume", "--out"),
+    "resume of nothing": ("train --resume --seed 77", "--out"),
     "evaluate what is no run": ("evaluate {tmp}/empty --data {data}", "not a run folder"),
     "unknown checkpoint": ("evaluate {finished} --data {data} --checkpoint first", "best_small"),
     "report of what is no run": ("report {tmp}/empty", "empty"),

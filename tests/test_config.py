@@ -72,7 +72,8 @@ def test_what_cannot_work_is_refused(given: dict[str, object], says: str) -> Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("rounds = 3", "unknown table 'rounds'"),
+        ("rounds = 3", r"put it under \[federation\]"),
+        ("[rounds]\na = 3", "unknown table .rounds."),
         ("[data]\nrounds = 3", r"unknown setting in \[data\]"),
         ("[federation]\nround = 3", "did you mean 'rounds'"),
         ("[federation", "is not TOML"),

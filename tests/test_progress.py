@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedgs.events import Event, RoundFinished, RoundStarted, RunFinished, RunStarted, Scoring, SiteFinished, StepTaken
-from fedgs.progress import Clock, IndexingBar, LiveBar, PlainLines, show_progress
+from fedgs.progress import Clock, CountingBar, LiveBar, PlainLines, show_progress
 
 
 def events(rounds: int = 2) -> Iterator[Event]:
@@ -74,7 +74,7 @@ def test_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_indexing_shows_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=80)
-    bar, now = IndexingBar(console), time.monotonic()
+    bar, now = CountingBar(console, "indexing"), time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 30)
     bar(50, 100)
     bar(100, 100)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from fedgs.data.index import Index, SmallRule, build_index, open_data, open_index
     from fedgs.data.lesions import is_small_by_components, is_small_by_total
     from fedgs.errors import FedgsError
-    from fedgs.experiment import evaluate, train
+    from fedgs.experiment import train
+    from fedgs.external import evaluate
     from fedgs.report.html import write_report
     from fedgs.scaled_update import ScaledUpdate
     from fedgs.scaling import difficulty_of_area, scale_of_batch
@@ -37,7 +38,7 @@ _HOMES = {
     "build_index": "data.index",
     "configure": "config",
     "difficulty_of_area": "scaling",
-    "evaluate": "experiment",
+    "evaluate": "external",
     "fedavg": "algorithms.fedavg",
     "fedavg_published": "algorithms.fedavg",
     "fedgs": "algorithms.fedgs",

@@ -17,8 +17,10 @@ from fedgs.errors import ConfigError, FedgsError, MissingExtraError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from fedgs.config import RunConfig
+    from fedgs.events import Event
 
 __all__ = ["cli", "main"]
 
@@ -90,15 +92,16 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
     config = _configured(out, file, resume, given)
     path = out or Path("runs") / _name_of(config)
     if resume and (path / "summary.json").is_file():
-        click.echo(f"{path} is finished already; nothing to do.")
-        return
+        click.echo(f"{path} is finished already; it stays as it is.")
     summary = _train(config, path, resume=resume, tensorboard=tensorboard)
     from fedgs.report.tables import scores_table
 
     console = _console()
-    console.print(scores_table([path]))
-    if leaking := summary["data"]["leaks"]["patients"]:
-        console.print(f"Careful: {leaking} known patients stand on both sides of this split.", highlight=False)
+    _print_table(console, scores_table([path]))
+    leaks = summary["data"]["leaks"]
+    if any(leaks.values()):
+        found = f"{leaks['patients']} known patients and {leaks['duplicates']} duplicated images"
+        console.print(f"Careful: {found} stand on more than one side of this split.", highlight=False)
     page = path / "report.html"
     console.print(
         f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'",
@@ -114,7 +117,9 @@ def _configured(out: Path | None, file: Path | None, resume: bool, given: dict[s
     if "model_options" in given:
         given["model_options"] = _options(given["model_options"])
     if resume and out is None:
-        raise ConfigError("--resume needs --out, the folder of the run to go on with")
+        out = Path("runs") / _name_of(configure(read_config(file) if file else None, **given))
+        if not out.is_dir():
+            raise ConfigError(f"there is no {out} to resume; name the folder of the run with --out")
     stored = out / "config.toml" if out else None
     base = read_config(stored) if resume and stored and stored.is_file() else None
     return configure(read_config(file, base) if file else base, **given)
@@ -218,15 +223,26 @@ def _rule(kind: str | None, fraction: str | None, base: float | None) -> Any:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Hospitals that the run never knew.")
 @click.option("--adapter", help="Layout of the folder: folder, phantom or polypgen; guessed when left out.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, best_small or last.")
-def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str) -> None:
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; need not be that of the run.")
+def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device: str) -> None:
     """Score the run in RUN on other hospitals; adds to its scores.csv."""
-    from fedgs import experiment
+    from fedgs import external
     from fedgs.report.tables import part_table
 
     console = _console()
     with _indexing(console) as on_indexing:
-        result = experiment.evaluate(run, data, adapter=adapter, checkpoint=checkpoint, on_indexing=on_indexing)
-    console.print(part_table(f"{run.name}, checkpoint {checkpoint} (round {result['round']}), external", result))
+        result = external.evaluate(
+            run,
+            data,
+            adapter=adapter,
+            checkpoint=checkpoint,
+            device=device,
+            on_indexing=on_indexing,
+            listeners=[_scoring_bar(console)],
+        )
+    _print_table(
+        console, part_table(f"{run.name}, checkpoint {checkpoint} (round {result['round']}), external", result)
+    )
     if result["known_cases"]:
         console.print(f"Careful: {result['known_cases']} of these images were trained or selected on.", highlight=False)
 
@@ -263,7 +279,7 @@ def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for algorithm, run in zip(DEMO_ALGORITHMS, runs, strict=True):
         _train(demo_config(algorithm, out / "phantom"), run, resume=True)
-    console.print(scores_table(runs))
+    _print_table(console, scores_table(runs))
     try:
         console.print(f"Page:   {write_report(runs, out / 'report.html')}", highlight=False, markup=False)
     except MissingExtraError as error:
@@ -276,12 +292,28 @@ def _console() -> Console:
     return Console()
 
 
+def _print_table(console: Console, table: Table) -> None:
+    """Prints a table; where there is no terminal, as wide as it needs, since a number must never be cut off."""
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=10_000)
+        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+    console.print(table)
+
+
+def _scoring_bar(console: Console) -> Callable[[Event], None]:
+    from fedgs.events import Scoring
+    from fedgs.progress import CountingBar
+
+    bar = CountingBar(console, "scoring")
+    return lambda event: bar(event.done, event.cases) if isinstance(event, Scoring) else None
+
+
 @contextmanager
 def _indexing(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Shows how far indexing is, once it takes longer than a moment."""
-    from fedgs.progress import IndexingBar
+    from fedgs.progress import CountingBar
 
-    bar = IndexingBar(console)
+    bar = CountingBar(console, "indexing")
     try:
         yield bar
     finally:

@@ -170,6 +170,8 @@ def configure(base: RunConfig | None = None, **given: Any) -> RunConfig:
         if name not in known:
             raise unknown_choice("setting", name, known)
         table, kind = known[name]
+        if isinstance(value, Path) or name == "score_size":
+            value = str(value)
         tables.setdefault(table, {})[name] = _typed(name, kind, value)
     if tables.get("training", {}).keys() & {"local_epochs", "local_steps"}:
         tables["training"] = {"local_epochs": None, "local_steps": None} | tables["training"]
@@ -195,6 +197,8 @@ def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
     homes = {name: table for table, name, _, _, _ in settings()}
     flat: dict[str, Any] = {}
     for table, values in content.items():
+        if table in homes and not isinstance(values, dict):
+            raise ConfigError(f"{path}: '{table}' stands outside a table; put it under [{homes[table]}]")
         if table not in _TABLES or not isinstance(values, dict):
             raise ConfigError(f"{path}: {unknown_choice('table', table, _TABLES)}")
         for name, value in values.items():

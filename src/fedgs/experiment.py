@@ -15,14 +15,22 @@ import pandas as pd
 import torch
 from torch.nn import Module
 
-from fedgs import algorithms, models
+from fedgs import models
+from fedgs.assembly import (
+    autocast_of,
+    build_algorithm,
+    build_network,
+    build_scorer,
+    resolve,
+    split_of,
+    steps_of,
+    with_unseen_site,
+)
 from fedgs.config import RunConfig, configure, differences, write_config
 from fedgs.core import Site, global_of, load
 from fedgs.data.augment import Augmentation
-from fedgs.data.batches import count_steps, training_batches
+from fedgs.data.batches import training_batches
 from fedgs.data.index import Index, open_data
-from fedgs.data.lesions import SmallRule
-from fedgs.data.splits import published_split, read_split, split_cases
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -33,7 +41,7 @@ from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine
 from fedgs.seeds import derive, generator
 from fedgs.summary import TESTS, describe_data, means_of_round
 
-__all__ = ["Progress", "evaluate", "train"]
+__all__ = ["Progress", "train"]
 
 Progress = Callable[[int, int], None]
 """Told how many cases have been indexed, and how many there are."""
@@ -53,7 +61,7 @@ def train(
         config: What to train, see `configure`.
         out: The run folder; it must not exist, unless ``resume`` is set.
         resume: Go on after the last finished round; the result is the same to the byte. A folder without a finished
-            round starts over; a finished run stays as it is.
+            round starts over; a finished run stays as it is, and only gets its page if that is missing.
         listeners: Told what happens.
         on_indexing: Told of the indexing that comes first.
 
@@ -69,64 +77,16 @@ def train(
     if not resume and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
     if resume and folder.is_finished:
+        if not (folder.path / "report.html").is_file():
+            _write_report(folder)
         return folder.summary()
-    config = _resolved(config)
-    trial = _Trial.prepare(config, on_indexing)
+    config = resolve(config)
+    if config.data.data is not None and folder.path.resolve().is_relative_to(Path(config.data.data)):
+        raise ConfigError(f"{folder.path}: lies inside the data, to which nothing is written; choose another --out")
+    stored = folder.path / "split.csv" if resume and folder.is_started else None
+    trial = _Trial.prepare(config, on_indexing, stored)
     state = _begin(folder, trial, resume)
     return trial.run(folder, state, [*listeners, partial(_write_log, folder)])
-
-
-def evaluate(
-    run: Path | str,
-    data: Path | str,
-    *,
-    adapter: str | None = None,
-    checkpoint: str = "best",
-    on_indexing: Progress | None = None,
-) -> Mapping[str, Any]:
-    """Scores a finished run on hospitals that it never knew.
-
-    Adds a row per case to the run's scores.csv with the part ``external``, in place of earlier ones of the same site
-    and round, and the summary of that part to its summary.json.
-
-    Args:
-        run: Folder of the run.
-        data: Folder of images and masks, or an index.
-        adapter: Layout of the folder; None guesses it.
-        checkpoint: ``"best"``, ``"best_small"`` or ``"last"``.
-        on_indexing: Told of the indexing that comes first.
-
-    Returns:
-        The summary of the part, with ``checkpoint``, ``round`` and ``known_cases``: how many of the images the run was
-        trained or selected on, which then are no external test.
-
-    Raises:
-        ConfigError: No run, or an unknown checkpoint.
-        CheckpointError: The checkpoint is missing or damaged; no other is taken instead.
-        DataError: The data are missing or broken.
-    """
-    folder = RunFolder(Path(run))
-    config = folder.config()
-    if checkpoint not in CHECKPOINTS:
-        raise ConfigError(f"unknown checkpoint '{checkpoint}'; choose one of {', '.join(CHECKPOINTS)}")
-    state = folder.load(checkpoint)
-    summary = dict(folder.summary())
-    rule = SmallRule(**summary["data"]["small_rule"])
-    index = open_data(Path(data), adapter=adapter, size=config.data.size, small_rule=rule, on_progress=on_indexing)
-    model = _network(config, int(summary["data"]["channels"]))
-    if index.channels != summary["data"]["channels"]:
-        raise DataError(
-            f"{data}: images have {index.channels} channels, the run's network takes {summary['data']['channels']}"
-        )
-    load(model, state.server)
-    number = state.server.round
-    rows = _scorer(config).score(model, index, range(len(index)), part="external", number=number)
-    scores = folder.keep_external(rows)
-    known = set(folder.split().query("part in ('train', 'validation')")["image_hash"])
-    result = {"checkpoint": checkpoint, "round": number, **summarise(scores)}
-    result["known_cases"] = int(index.table["image_hash"].isin(known).sum())
-    folder.finish(summary | {"external": result})
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +100,24 @@ class _Trial:
     scorer: Scorer
 
     @classmethod
-    def prepare(cls, config: RunConfig, on_indexing: Progress | None) -> _Trial:
-        algorithms.build(config.algorithm.algorithm, known={}, **_algorithm_options(config))
+    def prepare(cls, config: RunConfig, on_indexing: Progress | None, stored_split: Path | None = None) -> _Trial:
+        # What can be checked without the data comes first: indexing may take a while.
+        build_algorithm(config, base=100.0)
         models.objective(config.training.objective)
+        build_network(config, channels=3)
         if config.data.data is None:
             raise ConfigError("no data: name the folder of the hospitals' images with --data (--data DIR)")
         index = open_data(
             Path(config.data.data), adapter=config.data.adapter, size=config.data.size, on_progress=on_indexing
         )
-        model = _network(config, index.channels)
+        if config.data.score_size == "native":
+            index.require_source()
+        model = build_network(config, index.channels)
         models.initialise(model, generator(config.federation.seed, "network", config.data.fold))
-        trial = cls(config, index, _split(config, index), model, _scorer(config))
+        split = split_of(config, index, stored_split)
+        trial = cls(with_unseen_site(config, split), index, split, model, build_scorer(config))
         for site, rows in trial.training_rows().items():
-            _steps(config, site, len(rows))
+            steps_of(config, site, len(rows))
         return trial
 
     def rows(self, part: str) -> list[int]:
@@ -162,7 +127,10 @@ class _Trial:
     def training_rows(self) -> dict[str, list[int]]:
         train = self.split[self.split["part"] == "train"]
         if train.empty:
-            raise DataError("no training case is left; give --data with more hospitals than the unseen one")
+            raise DataError(
+                "no training case is left: there is no hospital beside the unseen one, or all images of the others are "
+                "of one patient, who is tested; give more data, or try another --fold"
+            )
         return {str(site): rows.index.tolist() for site, rows in train.groupby("site")}
 
     def run(self, folder: RunFolder, state: State, listeners: Iterable[Listener]) -> Mapping[str, Any]:
@@ -175,11 +143,12 @@ class _Trial:
 
         rows = self.training_rows()
         schedule = self._schedule()
-        steps = sum(_steps(self.config, site, len(rows[site])) for site in rows)
+        steps = sum(steps_of(self.config, site, len(rows[site])) for site in rows)
         name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
         emit(RunStarted(name, rounds, state.server.round, round(steps * schedule.fraction_of_sites)))
         sites = {site: partial(self._site, site, rows[site], emit) for site in rows}
-        federation = Federation(self.model, self._algorithm(), sites, partial(self._validate, folder, emit))
+        algorithm = build_algorithm(self.config, base=self.index.small_rule.base)
+        federation = Federation(self.model, algorithm, sites, partial(self._validate, folder, emit))
         state = run_rounds(federation, schedule, state, folder, emit)
         summary = self._final(folder, state, emit) | {"seconds": round(time.monotonic() - started, 1)}
         folder.finish(summary)
@@ -196,10 +165,6 @@ class _Trial:
             fraction_of_sites=federation.fraction_of_sites,
             evaluate_every=federation.evaluate_every,
         )
-
-    def _algorithm(self) -> algorithms.Algorithm:
-        known = {"base": self.index.small_rule.base, "lr": self.config.training.lr}
-        return algorithms.build(self.config.algorithm.algorithm, known=known, **_algorithm_options(self.config))
 
     def _site(self, name: str, rows: list[int], emit: Listener, number: int) -> Site:
         training, device = self.config.training, torch.device(self.config.training.device)
@@ -225,7 +190,7 @@ class _Trial:
             objective=models.objective(training.objective),
             optimizer=partial(torch.optim.AdamW, lr=training.lr, weight_decay=training.weight_decay, fused=fused),
             generator=generator(seed, "rule", *names),
-            autocast=_autocast(self.config),
+            autocast=autocast_of(self.config),
             on_step=lambda step, loss: emit(StepTaken(number, name, step, loss)),
         )
 
@@ -281,26 +246,6 @@ class _Trial:
         }
 
 
-def _resolved(config: RunConfig) -> RunConfig:
-    device = config.training.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
-    given: dict[str, Any] = {"device": device}
-    if config.data.data is not None:
-        given["data"] = str(Path(config.data.data).absolute())
-    if config.data.split not in ("grouped", "published"):
-        given["split"] = str(Path(config.data.split).absolute())
-    if config.training.local_steps is None:
-        given["local_epochs"] = config.training.epochs
-    return configure(config, **given)
-
-
 def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
     fingerprint = _fingerprint(trial.index, trial.split)
     if resume and folder.is_started:
@@ -313,7 +258,9 @@ def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
 
 
 def _refuse_other(folder: RunFolder, config: RunConfig, fingerprint: str) -> None:
-    changed = differences(folder.config(), config)
+    # Data and split may have moved; whether they are the same, the fingerprint tells.
+    stored = folder.config()
+    changed = differences(stored, configure(config, data=stored.data.data, split=stored.data.split))
     if changed:
         raise ConfigError(
             f"{folder.path}: cannot go on, its settings differ: {'; '.join(changed)}. "
@@ -327,50 +274,9 @@ def _refuse_other(folder: RunFolder, config: RunConfig, fingerprint: str) -> Non
 
 
 def _fingerprint(index: Index, split: pd.DataFrame) -> str:
-    columns = index.table[["site", "case", "image_hash", "mask_hash", "is_small", "is_tiny"]].assign(part=split["part"])
-    return hashlib.sha256(columns.to_csv(index=False).encode()).hexdigest()
-
-
-def _network(config: RunConfig, channels: int) -> Module:
-    options = dict(config.model.model_options)
-    model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
-    # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
-    return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _scorer(config: RunConfig) -> Scorer:
-    batch_size = max(1, config.training.batch_size)
-    return Scorer(config.data.score_size, batch_size, config.training.device, _autocast(config))
-
-
-def _autocast(config: RunConfig) -> torch.dtype | None:
-    return torch.bfloat16 if config.training.precision == "bf16" else None
-
-
-def _algorithm_options(config: RunConfig) -> dict[str, Any]:
-    options = {"difficulty": config.algorithm.difficulty, "server_momentum": config.algorithm.server_momentum}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _steps(config: RunConfig, site: str, cases: int) -> int:
-    training = config.training
-    if cases < training.batch_size:
-        raise DataError(
-            f"site '{site}' has {cases} training cases, fewer than one batch of {training.batch_size}; "
-            "lower --batch-size or leave the site out of the data"
-        )
-    return count_steps(cases, training.batch_size, epochs=training.epochs, steps=training.local_steps)
-
-
-def _split(config: RunConfig, index: Index) -> pd.DataFrame:
-    data = config.data
-    if data.split == "grouped":
-        split = split_cases(index.table, fold=data.fold, unseen_site=data.unseen_site, seed=data.split_seed)
-    elif data.split == "published":
-        split = published_split(index.table, fold=data.fold, unseen_site=data.unseen_site)
-    else:
-        split = read_split(Path(data.split), index.table)
-    return split.reset_index(drop=True)
+    columns = index.table[["site", "case", "image_hash", "mask_hash", "is_small", "is_tiny", "lesion_area"]]
+    text = f"{index.small_rule} {index.channels}\n{columns.assign(part=split['part']).to_csv(index=False)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_report(folder: RunFolder) -> None:

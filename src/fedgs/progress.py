@@ -24,7 +24,7 @@ from fedgs.events import (
     StepTaken,
 )
 
-__all__ = ["Clock", "IndexingBar", "LiveBar", "PlainLines", "duration", "show_progress", "tensorboard"]
+__all__ = ["Clock", "CountingBar", "LiveBar", "PlainLines", "duration", "show_progress", "tensorboard"]
 
 _QUIET_S = 10.0
 _PATIENCE_S = 1.0
@@ -119,7 +119,7 @@ class _Status(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Writes the clock's status."""
-        return Text(self._clock.status())
+        return Text(self._clock.status(), no_wrap=True, overflow="ellipsis")
 
 
 class LiveBar:
@@ -131,9 +131,10 @@ class LiveBar:
 
     def __init__(self, console: Console) -> None:
         self._clock = Clock()
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), _Status(self._clock))
+        columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), _Status(self._clock))
         self._bar = Progress(*columns, console=console, refresh_per_second=4)
-        self._task = self._bar.add_task("", total=None, start=False, visible=False)
+        self._task = self._bar.add_task("", total=None, visible=False)
+        self._drawn = False
 
     def __call__(self, event: Event) -> None:
         """Moves the bar."""
@@ -141,6 +142,7 @@ class LiveBar:
         clock = self._clock
         if isinstance(event, RunStarted):
             self._bar.start()
+            self._drawn = True
             self._bar.update(self._task, description=f"{clock.name}: round", total=clock.rounds, visible=True)
         self._bar.update(self._task, completed=clock.finished)
         if isinstance(event, RunFinished):
@@ -148,20 +150,24 @@ class LiveBar:
 
     def close(self) -> None:
         """Leaves the terminal as it was found."""
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
+            self._drawn = False
 
 
-class IndexingBar:
-    """Shows how many cases have been read, from the second second on.
+class CountingBar:
+    """Shows how many cases are done, from the second second on.
 
     Args:
         console: Where to write.
+        what: What is being done, for instance "indexing".
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._started, self._last = console, time.monotonic(), time.monotonic()
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what, self._drawn = console, what, False
+        self._started = self._last = time.monotonic()
         self._bar = Progress(
-            TextColumn("indexing"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+            TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console
         )
         self._task = self._bar.add_task("", total=None)
 
@@ -169,19 +175,22 @@ class IndexingBar:
         """Moves the bar, or writes a line every ten seconds where there is no terminal."""
         now = time.monotonic()
         if self._console.is_terminal:
-            if now - self._started > _PATIENCE_S:
+            if now - self._started > _PATIENCE_S and not self._drawn:
                 self._bar.start()
+                self._drawn = True
             self._bar.update(self._task, completed=done, total=cases)
         elif now - self._last > _QUIET_S:
             left = (now - self._started) / max(done, 1) * (cases - done)
-            self._console.print(f"indexing {done}/{cases}  ETA {duration(left)}", highlight=False)
+            self._console.print(f"{self._what} {done}/{cases}  ETA {duration(left)}", highlight=False)
             self._last = now
         if done == cases:
             self.close()
 
     def close(self) -> None:
         """Leaves the terminal as it was found."""
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
+            self._drawn = False
 
 
 def show_progress(console: Console) -> LiveBar | PlainLines:

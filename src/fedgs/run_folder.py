@@ -72,8 +72,7 @@ class RunFolder:
 
     def environment(self) -> Mapping[str, Any]:
         """Reads environment.json."""
-        content: Mapping[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        return content
+        return _read_json(self.path / "environment.json")
 
     def split(self) -> pd.DataFrame:
         """Reads split.csv; names stay text."""
@@ -89,8 +88,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: the run is not finished; finish it with: fedgs train --out {self.path} --resume"
             )
-        content: Mapping[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        return content
+        return _read_json(self.path / "summary.json")
 
     def create(self, config: str, environment: Mapping[str, Any], split: pd.DataFrame) -> None:
         """Makes the folder of a run that starts from the beginning.
@@ -135,6 +133,11 @@ class RunFolder:
         Raises:
             CheckpointError: It is missing or damaged; no other one is taken instead.
         """
+        if not self.checkpoint(name).is_file():
+            raise CheckpointError(
+                f"{self.path}: keeps no checkpoint '{name}'; 'best' needs validation images, 'best_small' small ones "
+                "among them, and 'last' is always there"
+            )
         tensors, description = load_tensors(self.checkpoint(name))
         if description.get("format") != 1:
             raise CheckpointError(f"{self.checkpoint(name)}: format {description.get('format')}, this version reads 1")
@@ -213,6 +216,14 @@ class RunFolder:
         checksum = save_tensors(path, tensors, description)
         about = {"round": server.round, "checksum": checksum, "best": best, "host": socket.gethostname()}
         write_json(path.with_suffix(".json"), about | {"written": datetime.datetime.now(datetime.UTC).isoformat()})
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it from a copy, or train again") from error
+    return content
 
 
 def refuse_foreign(path: Path) -> None:

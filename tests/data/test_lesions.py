@@ -13,6 +13,7 @@ from fedgs.data.lesions import (
     Lesions,
     SmallRule,
     clean,
+    components_under,
     find_lesions,
     is_small_by_components,
     is_small_by_total,
@@ -139,3 +140,18 @@ def test_a_rule_that_cannot_work_is_refused(kind: str, fraction: float, base: fl
 def test_other_arrays_are_refused(mask: Mask) -> None:
     with pytest.raises(ShapeError, match="expected"):
         find_lesions(mask)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(100, 1500), st.integers(100, 1500), st.integers(1, 12))
+def test_native_components_live_and_die_with_their_512_copy(seed: int, height: int, width: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=bool)
+    for _ in range(count):
+        y, x = rng.integers(height), rng.integers(width)
+        mask[y : y + rng.integers(1, 12), x : x + rng.integers(1, 12)] = True
+    small = clean(resize_nearest(mask))
+    kept = components_under(mask, small)
+    assert kept.any() == small.any()
+    assert not (kept & ~mask).any()
+    assert np.array_equal(clean(resize_nearest(kept)), small)

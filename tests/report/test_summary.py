@@ -11,7 +11,8 @@ import pytest
 
 from fedgs.errors import DataError
 from fedgs.metrics.table import STRATA, read_scores, summarise
-from fedgs.report.summary import read_run
+from fedgs.report.html import write_report
+from fedgs.report.summary import External, read_run
 
 
 def test_a_run_is_read_as_it_was_written(pair):
@@ -69,9 +70,13 @@ def test_a_run_without_overlays_and_unseen_site_is_read(build_run):
 def test_external_scores_are_read_where_there_are_some(build_run):
     folder = build_run("run", rounds=1, overlays=False)
     summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"external": summary["test_out"]}))
+    about = {"checkpoint": "best", "round": 1, "known_cases": 3, "known_cases_of_site": {}}
+    (folder / "summary.json").write_text(json.dumps(summary | {"external": about | summary["test_out"]}))
     run = read_run(folder)
     assert run.parts["external"] == run.parts["test_out"]
+    assert run.external == External("best", 1, 3)
+    page = write_report([folder], folder / "report.html").read_text()
+    assert "checkpoint best, round 1; 3 images known from training" in page
 
 
 def test_names_that_look_like_numbers_or_nothing_stay_names(build_run):

@@ -9,7 +9,7 @@ from typing import Any
 from fedgs.algorithms.fedavg import fedavg, fedavg_published
 from fedgs.algorithms.fedgs import fedgs
 from fedgs.core import Algorithm
-from fedgs.errors import unknown_choice
+from fedgs.errors import ConfigError, unknown_choice
 
 __all__ = ["ALGORITHMS", "Algorithm", "build"]
 
@@ -40,5 +40,6 @@ def build(name: str, *, known: Mapping[str, Any], **options: Any) -> Algorithm:
     accepted = signature(ALGORITHMS[name]).parameters
     for option in options:
         if option not in accepted:
-            raise unknown_choice(f"option of algorithm '{name}'", option, accepted)
+            makers = [other for other, make in ALGORITHMS.items() if option in signature(make).parameters]
+            raise ConfigError(f"'{option}' is no option of algorithm '{name}', but of {', '.join(makers) or 'none'}")
     return ALGORITHMS[name](**{key: value for key, value in known.items() if key in accepted} | options)

@@ -38,8 +38,8 @@ def find_cases(source: Path) -> list[Case]:
     if not sites or (source / "images").is_dir():
         raise DataError(f"{source}: holds {contents(source)}; expected a folder per site in {LAYOUT}")
     cases = [case for folder in sites for case in _cases_of(folder)]
-    table = source / PATIENTS_FILE
-    return _with_patients(cases, table) if table.is_file() else cases
+    tables = [path for path in source.iterdir() if path.name.lower() == PATIENTS_FILE]
+    return _with_patients(cases, tables[0]) if tables else cases
 
 
 def _cases_of(folder: Path) -> list[Case]:

@@ -19,7 +19,7 @@ from fedgs.data import detect, find_cases
 from fedgs.data.cache import Record, case_file, content_hash, fingerprint, map_case, read_record, write_case
 from fedgs.data.case import Case
 from fedgs.data.images import read_mask
-from fedgs.data.lesions import MASK_SIZE, SMALLEST_COMPONENT, SmallRule, clean
+from fedgs.data.lesions import MASK_SIZE, SmallRule, components_under
 from fedgs.data.table import (
     DamagedIndexError,
     Settings,
@@ -105,7 +105,8 @@ class Index:
     def native_mask(self, row: int) -> NDArray[np.bool_]:
         """Gives the mask at the image's own size, read from the source, without specks.
 
-        A speck covers less of the image than 4 pixels of the 512 x 512 mask; a mask without lesion there has none here.
+        What `mask` shows at 512 x 512 decides: a component is kept where any of its pixels is a lesion there, so that
+        this mask is empty just when that one is.
 
         Args:
             row: Row of the table.
@@ -121,9 +122,24 @@ class Index:
         mask = read_mask(path)
         if content_hash(mask) != mask_hash:
             raise DataError(f"{path}: has changed since '{case}' ({site}) was indexed; {_INDEX_AGAIN}")
-        if not self.table["lesion_area"].iat[row]:
-            return np.zeros_like(mask)
-        return clean(mask, smallest=SMALLEST_COMPONENT * mask.size / MASK_SIZE**2)
+        return components_under(mask, self.mask(row))
+
+    def require_source(self) -> None:
+        """Makes sure that masks can be read at their own size.
+
+        Raises:
+            DataError: The source is gone, or a mask in it.
+        """
+        missing = [path for path in self.table["mask"] if not (self.source / path).is_file()]
+        if missing:
+            raise DataError(
+                f"{self.source}: lacks {len(missing)} masks, such as '{missing[0]}', that native scores need; "
+                "bring them back, or score at 512"
+            )
+
+    def in_colour(self) -> Index:
+        """Gives the same index with three channels: grey frames have three equal ones."""
+        return replace(self, channels=3)
 
     def with_rule(self, rule: SmallRule) -> Index:
         """Gives the same index with flags by another rule; nothing is read again or written."""
@@ -185,7 +201,7 @@ def build_index(
     patients = {(case.site, case.name): case.patient for case in cases}
     write_index(out, settings, make_table(records, patients, rule))
     _remove_leftovers(out, cases)
-    return open_index(out)
+    return open_index(out, size=size, small_rule=rule)
 
 
 def open_index(
@@ -247,7 +263,7 @@ def open_data(
     if not is_index(path):
         _require_size(size)
         name = adapter or detect(path)
-        out = _cache_folder() / "indexes" / _key(path.resolve(), name, small_rule or SmallRule())
+        out = _cache_folder(path) / "indexes" / _key(path.resolve(), name, small_rule or SmallRule())
         return build_index(path, out, adapter=name, size=size, small_rule=small_rule, on_progress=on_progress)
     index = open_index(path, size=size, small_rule=small_rule, on_progress=on_progress)
     if adapter not in (None, index.adapter):
@@ -372,15 +388,20 @@ def _remove_leftovers(out: Path, cases: Sequence[Case]) -> None:
             file.unlink(missing_ok=True)
 
 
-def _cache_folder() -> Path:
+def _cache_folder(source: Path) -> Path:
     """The folder that `FEDGS_CACHE` names, else fedgs in the user's cache folder."""
     named = os.environ.get("FEDGS_CACHE")
     folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedgs"
+    folder = folder.resolve()
+    if folder.is_relative_to(source.resolve()):
+        raise DataError(f"{folder}: the cache lies in the source {source}; set FEDGS_CACHE to another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot hold the cache ({error.strerror}); set FEDGS_CACHE to another") from error
-    return folder.resolve()
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written, so it cannot hold the cache; set FEDGS_CACHE to another folder")
+    return folder
 
 
 def _key(source: Path, adapter: str, rule: SmallRule) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "Lesions",
     "SmallRule",
     "clean",
+    "components_under",
     "find_lesions",
     "is_small_by_components",
     "is_small_by_total",
@@ -188,6 +189,24 @@ def clean(mask: Mask, *, smallest: float = SMALLEST_COMPONENT) -> Mask:
     if np.all(areas >= smallest):
         return mask.copy()
     return np.concatenate(([False], areas >= smallest))[labels]
+
+
+def components_under(mask: Mask, marks: Mask) -> Mask:
+    """Keeps the components of a mask that a nearest-neighbour copy of another size has kept.
+
+    Args:
+        mask: (H, W), bool.
+        marks: Square copy of it by `resize_nearest`, possibly with components dropped, bool.
+
+    Returns:
+        (H, W), bool: the components with at least one pixel that is set in the copy.
+    """
+    labels, areas = _components(mask)
+    rows, columns = (np.arange(len(marks)) * side // len(marks) for side in mask.shape)
+    kept = np.zeros(len(areas) + 1, dtype=np.bool_)
+    kept[labels[np.ix_(rows, columns)][marks]] = True
+    kept[0] = False
+    return kept[labels]
 
 
 def is_small_by_components(mask: Mask, *, fraction: float = 1 / 150, smallest: int = SMALLEST_COMPONENT) -> bool:

@@ -71,7 +71,9 @@ def folders(source: Path) -> list[Path]:
     Raises:
         DataError: A name has control characters or is not UTF-8.
     """
-    found = sorted(entry for entry in source.iterdir() if entry.is_dir() and entry.name[0] not in "._")
+    found = sorted(
+        entry for entry in source.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name != "__MACOSX"
+    )
     for folder in found:
         _require_text(folder)
     return found

@@ -118,7 +118,7 @@ def _oddities_of_site(site: SiteSummary, table: pd.DataFrame) -> Iterator[str]:
         width, height, count = site.sizes[0]
         yield f"{site.site}: {len(site.sizes)} image sizes; {count} of {site.cases} images are {width} x {height}"
     if site.empty_masks == site.cases:
-        yield f"{site.site}: no mask holds a lesion; are lesions not 255 there, or above 127 in JPEG?"
+        yield f"{site.site}: no mask holds a lesion; lesions are non-zero there, and above 127 in JPEG"
     large = rows[rows["lesion_area"] > _IMPLAUSIBLE_SHARE * MASK_SIZE**2]
     if len(large):
         yield f"{site.site}: lesions cover over {_IMPLAUSIBLE_SHARE:.0%} of the image in {_cases(large)}; inverted?"

@@ -11,7 +11,7 @@ from typing import Any
 from fedgs.errors import ConfigError, MissingExtraError
 from fedgs.files import write_atomically
 from fedgs.report import comparison, provenance
-from fedgs.report.summary import Mean, Part, Run, Scores, SmallRule, read_run
+from fedgs.report.summary import External, Mean, Part, Run, Scores, SmallRule, read_run
 
 __all__ = ["write_report"]
 
@@ -143,10 +143,18 @@ def _parts(named: Mapping[str, Run]) -> list[Group]:
             for each in comparison.differences(runs, part)
         ]
         remark = {"test_in": "optimistic", "test_out": "primary"}.get(part, "") if optimistic else ""
+        if part == "external":
+            remark = _external_in_words([run.external for run in runs if run.external])
         unseen = sorted({str(run.unseen_site) for run in runs if part == "test_out" and run.unseen_site})
         if rows:
             groups.append(Group(" ".join([heading, ", ".join(unseen)]), _CODES[part], remark, rows, differences))
     return groups
+
+
+def _external_in_words(externals: Sequence[External]) -> str:
+    scored = sorted({f"checkpoint {each.checkpoint}, round {each.round}" for each in externals})
+    known = max((each.known_cases for each in externals), default=0)
+    return "; ".join(scored) + (f"; {known} images known from training" if known else "")
 
 
 def _hospitals(named: Mapping[str, Run]) -> list[Group]:

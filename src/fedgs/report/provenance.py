@@ -31,10 +31,15 @@ def without_paths(text: str) -> str:
 
 
 def command(run: Run) -> str:
-    """Gives the command that trains such a run, for a shell; folders are named without their place."""
+    """Gives the commands that train such a run, for a shell; folders are named without their place."""
+    rule = run.small_rule
+    usual = (rule.kind, rule.base) == ("components", 100.0) and abs(rule.fraction * 150 - 1) < 1e-9
+    index: dict[str, Any] = {"adapter": run.adapter, "size": run.size, "small_rule": rule.kind}
+    index |= {"small_fraction": rule.fraction, "base": rule.base, "out": "index"}
+    indexing = "" if usual else _lines(f"fedgs index {shlex.quote(run.source)}", index) + "\n"
     arguments: dict[str, Any] = {
-        "data": run.source,
-        "adapter": run.adapter,
+        "data": run.source if usual else "index",
+        "adapter": run.adapter if usual else None,
         "algorithm": run.algorithm,
         "model": run.model,
         "size": run.size,
@@ -46,12 +51,16 @@ def command(run: Run) -> str:
     for table in run.config.values():
         arguments |= {name: value for name, value in table.items() if name not in (*arguments, "device")}
     arguments["out"] = run.name
+    return indexing + _lines("fedgs train", arguments)
+
+
+def _lines(start: str, arguments: Mapping[str, Any]) -> str:
     options = [
         f"--{flag.replace('_', '-')} {shlex.quote(without_paths(word))}"
         for name, value in arguments.items()
         for flag, word in _words(name, value)
     ]
-    lines = ["fedgs train"]
+    lines = [start]
     for option in options:
         if len(lines[-1]) + len(option) > _WIDTH:
             lines.append("   ")

@@ -151,6 +151,21 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class External:
+    """What the scores of the external part are of.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        round: Its round.
+        known_cases: Images that the run was trained or selected on, which are no external test.
+    """
+
+    checkpoint: str
+    round: int
+    known_cases: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A finished run, as its folder tells it.
 
@@ -163,6 +178,7 @@ class Run:
         parts: Scores of the last round by part; parts without images are absent.
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
+        external: What the external scores are of; None where there are none.
         split: Checksum of the split; equal for equal splits.
         config: The resolved settings, nested as in config.toml.
         environment: Versions and machine, as in environment.json.
@@ -186,6 +202,7 @@ class Run:
     parts: Mapping[str, Part]
     best: Checkpoint | None
     best_small: Checkpoint | None
+    external: External | None
     history: Sequence[Round]
     overlays: Sequence[Overlay]
     split: str
@@ -223,6 +240,7 @@ def read_run(folder: Path) -> Run:
             parts=_parts(summary),
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
+            external=_external(summary.get("external")),
             history=_history(folder / "rounds.jsonl"),
             overlays=_overlays(folder / "overlays"),
             split=_split(folder / "split.csv"),
@@ -293,6 +311,12 @@ def _mean(content: Mapping[str, Any]) -> Mean:
 
 def _checkpoint(content: Mapping[str, Any] | None) -> Checkpoint | None:
     return None if content is None else Checkpoint(int(content["round"]), _parts(content))
+
+
+def _external(content: Mapping[str, Any] | None) -> External | None:
+    if content is None:
+        return None
+    return External(str(content["checkpoint"]), int(content["round"]), int(content["known_cases"]))
 
 
 def _history(path: Path) -> tuple[Round, ...]:

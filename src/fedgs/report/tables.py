@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["part_table", "scores_table"]
 
@@ -36,7 +37,7 @@ def scores_table(runs: Sequence[Path]) -> Table:
         if rows:
             table.add_row(f"[bold]{title}[/]")
         for name, means in rows:
-            table.add_row(name, *_cells(means))
+            table.add_row(Text(name), *_cells(means))
     return table
 
 
@@ -49,17 +50,23 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
     """
     table = _table(f"{title}: mean (images)")
     for site, means in part["sites"].items():
-        table.add_row(site, *_cells(means))
+        table.add_row(Text(site), *_cells(means))
     table.add_section()
     table.add_row("all", *_cells(part))
     return table
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table = Table(
+        title=Text(title, style="italic"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", overflow="fold")
     for name in _STRATA.values():
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, overflow="fold")
     return table
 
 

@@ -1,0 +1,132 @@
+"""From settings to the things that they name: network, algorithm, split, scorer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.nn import Module
+
+from fedgs import algorithms, models
+from fedgs.config import RunConfig, configure
+from fedgs.core import Algorithm
+from fedgs.data.batches import count_steps
+from fedgs.data.index import Index
+from fedgs.data.splits import published_split, read_split, split_cases
+from fedgs.errors import ConfigError, DataError
+from fedgs.evaluation import Scorer
+
+__all__ = [
+    "autocast_of",
+    "build_algorithm",
+    "build_network",
+    "build_scorer",
+    "resolve",
+    "split_of",
+    "steps_of",
+    "with_unseen_site",
+]
+
+_SPLITS = ("grouped", "published")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Gives the settings with what they leave open decided: device, absolute paths, number of epochs.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    device = config.training.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
+    given: dict[str, Any] = {"device": device}
+    if config.data.data is not None:
+        given["data"] = str(Path(config.data.data).resolve())
+    if config.data.split not in _SPLITS:
+        given["split"] = str(Path(config.data.split).resolve())
+    if config.training.local_steps is None:
+        given["local_epochs"] = config.training.epochs
+    return configure(config, **given)
+
+
+def build_network(config: RunConfig, channels: int) -> Module:
+    """Builds the network of a run, untrained, on its device.
+
+    Raises:
+        ConfigError: An unknown network or option.
+        ShapeError: The network cannot take the size.
+    """
+    options = dict(config.model.model_options)
+    model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
+    # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
+    return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def build_scorer(config: RunConfig) -> Scorer:
+    """Makes what predicts and scores as the run is set."""
+    batch_size = max(1, config.training.batch_size)
+    return Scorer(config.data.score_size, batch_size, config.training.device, autocast_of(config))
+
+
+def autocast_of(config: RunConfig) -> torch.dtype | None:
+    """Gives the type of the activations; None is that of the weights."""
+    return torch.bfloat16 if config.training.precision == "bf16" else None
+
+
+def build_algorithm(config: RunConfig, base: float) -> Algorithm:
+    """Makes the algorithm of a run; ``base`` is that of the data.
+
+    Raises:
+        ConfigError: An unknown algorithm, or an option that is not its own or out of range.
+    """
+    options = {"difficulty": config.algorithm.difficulty, "server_momentum": config.algorithm.server_momentum}
+    given = {name: value for name, value in options.items() if value is not None}
+    return algorithms.build(config.algorithm.algorithm, known={"base": base, "lr": config.training.lr}, **given)
+
+
+def steps_of(config: RunConfig, site: str, cases: int) -> int:
+    """Counts the optimizer steps of a site in a round.
+
+    Raises:
+        DataError: The site has fewer cases than one batch.
+    """
+    training = config.training
+    if cases < training.batch_size:
+        raise DataError(
+            f"site '{site}' has {cases} training cases, fewer than one batch of {training.batch_size}; "
+            "lower --batch-size or leave the site out of the data"
+        )
+    return count_steps(cases, training.batch_size, epochs=training.epochs, steps=training.local_steps)
+
+
+def split_of(config: RunConfig, index: Index, stored: Path | None) -> pd.DataFrame:
+    """Splits the cases, in the order of the index, as the settings say or as a run has stored it."""
+    data = config.data
+    if stored is not None:
+        split = read_split(stored, index.table)
+    elif data.split == "grouped":
+        split = split_cases(index.table, fold=data.fold, unseen_site=data.unseen_site, seed=data.split_seed)
+    elif data.split == "published":
+        split = published_split(index.table, fold=data.fold, unseen_site=data.unseen_site)
+    else:
+        split = read_split(Path(data.split), index.table)
+    return split.reset_index(drop=True)
+
+
+def with_unseen_site(config: RunConfig, split: pd.DataFrame) -> RunConfig:
+    """Gives the settings with the unseen site that the split has, which a stored split decides."""
+    sites = sorted(split.loc[split["part"] == "test_out", "site"].unique())
+    wanted = config.data.unseen_site
+    if (wanted is not None and sites != [wanted]) or len(sites) > 1:
+        raise ConfigError(
+            f"the split leaves out {sites or 'no site'}, not '{wanted}'; leave --unseen-site out, or --split"
+        )
+    return configure(config, unseen_site=sites[0] if sites else None)
