@@ -1,38 +1,38 @@
-# `make demo` and `make test` need Debian's (or any) Python >= 3.11 with venv, and make; nothing else.
+# `make demo` and `make test` need Python >= 3.11 with venv (Debian: apt-get install make python3-venv), nothing else.
 PYTHON ?= python3
+OUT ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-OUT ?= runs/demo
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test test-slow lint clean
 
-demo: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[report]'
+demo: $(VENV)/.report
 	$(BIN)/fedgs demo --out $(OUT)
 
-test: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[lint]'
+lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(VENV)/.installed:
+# One stamp per extra; it is made anew when what is to be installed has changed.
+$(VENV)/.report $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing fedgs[$*] into $(VENV) (PyTorch makes this take a few minutes the first time) ..."
+	$(INSTALL) '.[$*]'
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "fedgs needs Python 3.11 or newer, found $$($(PYTHON) --version); say which to use: make PYTHON=python3.12 ..."; exit 1; }
+	  { echo "fedgs needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); name another: make demo PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "Could not make $(VENV); on Debian install the module first: apt-get install python3-venv"; exit 1; }
-	@echo "Installing PyTorch and the other packages into $(VENV) (a few minutes the first time) ..."
-	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
