@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUT ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt --editable
 
 .PHONY: demo test test-slow lint clean
 

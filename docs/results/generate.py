@@ -3,7 +3,7 @@
     python docs/results/generate.py            # rewrites the pages and figures
     python docs/results/generate.py --check    # fails if a table on a page is not what the runs say
 
-A page `NAME.md` has its runs in the folder `NAME/`; a table stands between `<!-- table: KIND RUN... -->` and
+A page `NAME.md` has its runs in the folder `NAME/`, the README in `polypgen-128/`; a table stands between `<!-- table: KIND RUN... -->` and
 `<!-- end -->`, KIND being one of the functions in TABLES.
 """
 
@@ -83,12 +83,24 @@ def etas(runs: Mapping[str, Path]) -> str:
     return rows(["algorithm", "hospital", "mean eta", "mean length of the direction", "steps per round"], body)
 
 
-TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {"scores": scores, "hospitals": hospitals, "etas": etas}
+def unseen(runs: Mapping[str, Path]) -> str:
+    """Means on the unseen hospital alone."""
+    summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
+    body = [[s["algorithm"], *(mean(s["test_out"][name]) for name in STRATA)] for s in summaries]
+    return rows([f"unseen hospital {summaries[0]['unseen_site']}", *STRATA.values()], body)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
+    "scores": scores,
+    "unseen": unseen,
+    "hospitals": hospitals,
+    "etas": etas,
+}
 
 
 def rendered(page: Path) -> str:
     """The page with every table made anew."""
-    folder = page.with_suffix("")
+    folder = HERE / "polypgen-128" if page.name == "README.md" else page.with_suffix("")
 
     def replace(match: re.Match[str]) -> str:
         runs = {name: folder / name for name in match[3].split()}
@@ -125,7 +137,7 @@ def draw_curves(folder: Path, runs: Mapping[str, str]) -> None:
 
 def main() -> None:
     stale = []
-    for page in sorted(HERE.glob("*.md")):
+    for page in (*sorted(HERE.glob("*.md")), HERE.parents[1] / "README.md"):
         text = rendered(page)
         if "--check" in sys.argv:
             stale += [page.name] if text != page.read_text() else []
