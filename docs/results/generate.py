@@ -3,8 +3,8 @@
     python docs/results/generate.py            # rewrites the pages and figures
     python docs/results/generate.py --check    # fails if a table on a page is not what the runs say
 
-A page `NAME.md` has its runs in the folder `NAME/`, the README in `polypgen-128/`; a table stands between `<!-- table: KIND RUN... -->` and
-`<!-- end -->`, KIND being one of the functions in TABLES.
+A page `NAME.md` has its runs in the folder `NAME/`, the README in `polypgen-128/`. A table stands between
+`<!-- table: KIND RUN... -->` and `<!-- end -->`, KIND being one of the functions in TABLES.
 """
 
 from __future__ import annotations
