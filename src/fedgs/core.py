@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedgs.errors import TrainingError
-from fedgs.tensors import Tensors, buffers_of, difference, float_buffers_of, load_tensors_into, weights_of
+from fedgs.tensors import Tensors, buffers_of, difference, float_buffers_of, load_tensors_into, weights_of, wide
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
@@ -173,7 +173,7 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         optimizer.zero_grad()
         with torch.autocast(device, site.autocast) if site.autocast else contextlib.nullcontext():
             terms = rule.loss(model, batch, site.objective)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        loss = torch.stack([term.to(wide(term.dtype)) for term in terms.values()]).sum()
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
