@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -19,14 +20,17 @@ from runs import command, environment
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("demo") / "demo"
+    folder = tmp_path_factory.mktemp("demo")
+    out, log = folder / "demo", folder / "log.txt"
     env = environment()
     del env["OMP_NUM_THREADS"]
-    done = subprocess.run(
-        ["/usr/bin/env", *command("demo", "--out", str(out))], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out, done.stdout
+    with log.open("w") as file:
+        process = subprocess.Popen(command("demo", "--out", str(out)), env=env, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, log.read_text()
+    assert usage.ru_maxrss < 2e6, "the demo took more than 2 GB"
+    return out, log.read_text()
 
 
 @pytest.mark.timeout(900)
