@@ -363,6 +363,8 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 100
     while not (out / "log.txt").is_file() or "RoundStarted" not in (out / "log.txt").read_text():

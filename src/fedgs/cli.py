@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 import typing
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(
             "Interrupted; what is finished is kept. The same command goes on (fedgs train: add --resume).", err=True
         )
-        sys.exit(_INTERRUPTED)
+        sys.stdout.flush()
+        # Not sys.exit: an interrupt inside an import makes Python end by the signal whatever the code.
+        os._exit(_INTERRUPTED)
     except (FedgsError, OSError, MemoryError) as error:
         if debug:
             raise
