@@ -190,7 +190,7 @@ def test_resume_with_another_base_is_refused(data: Path, tmp_path: Path) -> None
     fedgs("train", "--data", str(index), "--out", str(out), *flags(**FLAGS | {"rounds": 1}))
     (out / "summary.json").unlink()
     fedgs("index", str(data), "--out", str(index), "--size", "32", "--base", "1000")
-    assert "not those that the run began with" in refused("train", "--out", str(out), "--resume")
+    assert "not those that it began with" in refused("train", "--out", str(out), "--resume")
 
 
 def test_data_that_moved_can_be_gone_on_with(data: Path, tmp_path: Path) -> None:
@@ -305,6 +305,8 @@ MISTAKES = {
     "batch larger than a site": (f"{TRAIN} --batch-size 64", "batch"),
     "folder that exists": ("train --data {data} --out {finished}", "--resume"),
     "resume with other settings": ("train --out {copy} --resume --lr 0.1 --rounds 4", "lr: 0.001 -> 0.1"),
+    "finished run with other settings": ("train --out {finished} --resume --rounds 7", "rounds: 3 -> 7"),
+    "resume with another split": ("train --out {copy} --resume --split published", "split: 'grouped' -> 'published'"),
     "resume of nothing": ("train --resume --seed 77", "--out"),
     "evaluate what is no run": ("evaluate {tmp}/empty --data {data}", "not a run folder"),
     "unknown checkpoint": ("evaluate {finished} --data {data} --checkpoint first", "best_small"),
@@ -321,7 +323,7 @@ def test_a_mistake_gives_one_clear_message(mistake: str, data: Path, finished: P
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "flat" / "a.png")
     copy = tmp_path / "copy"
-    if mistake == "resume with other settings":
+    if "{copy}" in MISTAKES[mistake][0]:
         shutil.copytree(finished, copy)
         (copy / "summary.json").unlink()
     places = {"tmp": tmp_path, "data": data, "finished": finished, "copy": copy}

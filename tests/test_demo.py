@@ -1,4 +1,4 @@
-"""What ``make demo`` promises: it learns, in time, within memory, and says how far it is."""
+"""What ``make demo`` promises: it learns, within memory, and says how far it is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Writes the tables and figures of a results page from the committed summary.json and scores.csv of its runs.
+"""Writes tables and curves of a results page from the committed summary.json, scores.csv and rounds.jsonl of its runs.
 
-    python docs/results/generate.py            # rewrites the pages and figures
+    python docs/results/generate.py            # rewrites the pages and the curves
     python docs/results/generate.py --check    # fails if a table on a page is not what the runs say
 
 A page `NAME.md` has its runs in the folder `NAME/`, the README in `polypgen-128/`. A table stands between

@@ -19,6 +19,7 @@ from fedgs.errors import ConfigError, DataError
 from fedgs.evaluation import Scorer
 
 __all__ = [
+    "NAMED_SPLITS",
     "autocast_of",
     "build_algorithm",
     "build_network",
@@ -29,7 +30,8 @@ __all__ = [
     "with_unseen_site",
 ]
 
-_SPLITS = ("grouped", "published")
+NAMED_SPLITS = {"grouped", "published"}
+"""Splits that are computed; any other name is that of a stored one."""
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -50,7 +52,7 @@ def resolve(config: RunConfig) -> RunConfig:
     given: dict[str, Any] = {"device": device}
     if config.data.data is not None:
         given["data"] = str(Path(config.data.data).resolve())
-    if config.data.split not in _SPLITS:
+    if config.data.split not in NAMED_SPLITS:
         given["split"] = str(Path(config.data.split).resolve())
     if config.training.local_steps is None:
         given["local_epochs"] = config.training.epochs
@@ -72,8 +74,7 @@ def build_network(config: RunConfig, channels: int) -> Module:
 
 def build_scorer(config: RunConfig) -> Scorer:
     """Makes what predicts and scores as the run is set."""
-    batch_size = max(1, config.training.batch_size)
-    return Scorer(config.data.score_size, batch_size, config.training.device, autocast_of(config))
+    return Scorer(config.data.score_size, config.training.batch_size, config.training.device, autocast_of(config))
 
 
 def autocast_of(config: RunConfig) -> torch.dtype | None:
@@ -125,8 +126,8 @@ def with_unseen_site(config: RunConfig, split: pd.DataFrame) -> RunConfig:
     """Gives the settings with the unseen site that the split has, which a stored split decides."""
     sites = sorted(split.loc[split["part"] == "test_out", "site"].unique())
     wanted = config.data.unseen_site
-    if (wanted is not None and sites != [wanted]) or len(sites) > 1:
-        raise ConfigError(
-            f"the split leaves out {sites or 'no site'}, not '{wanted}'; leave --unseen-site out, or --split"
-        )
+    if len(sites) > 1:
+        raise ConfigError(f"the split leaves out {', '.join(sites)}; a run has one unseen site at most")
+    if wanted is not None and sites != [wanted]:
+        raise ConfigError(f"the split leaves out {sites or 'no site'}, not '{wanted}'; leave --unseen-site out")
     return configure(config, unseen_site=sites[0] if sites else None)

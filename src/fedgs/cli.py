@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedgs.config import RunConfig
-    from fedgs.events import Event
 
 __all__ = ["cli", "main"]
 
@@ -157,7 +156,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool = False, tensorboard: b
     if tensorboard:
         listeners.append(progress.tensorboard(out / "tensorboard"))
     try:
-        with _indexing(console) as on_indexing:
+        with _counting(console, "indexing") as on_indexing:
             return dict(experiment.train(config, out, resume=resume, listeners=listeners, on_indexing=on_indexing))
     finally:
         if isinstance(bar, progress.LiveBar):
@@ -191,7 +190,7 @@ def index(
     from fedgs.data.summary import summarise
 
     console = _console()
-    with _indexing(console) as on_indexing:
+    with _counting(console, "indexing") as on_indexing:
         made = build_index(
             source,
             out,
@@ -230,10 +229,11 @@ def _rule(kind: str | None, fraction: str | None, base: float | None) -> Any:
 def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device: str) -> None:
     """Score the run in RUN on other hospitals; adds to its scores.csv."""
     from fedgs import external
+    from fedgs.events import Scoring
     from fedgs.report.tables import part_table
 
     console = _console()
-    with _indexing(console) as on_indexing:
+    with _counting(console, "indexing") as on_indexing, _counting(console, "scoring") as on_scoring:
         result = external.evaluate(
             run,
             data,
@@ -241,13 +241,15 @@ def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device
             checkpoint=checkpoint,
             device=device,
             on_indexing=on_indexing,
-            listeners=[_scoring_bar(console)],
+            listeners=[lambda event: on_scoring(event.done, event.cases) if isinstance(event, Scoring) else None],
         )
     _print_table(
-        console, part_table(f"{run.name}, checkpoint {checkpoint} (round {result['round']}), external", result)
+        console,
+        part_table(f"{run.resolve().name}, checkpoint {checkpoint} (round {result['round']}), external", result),
     )
     if result["known_cases"]:
         console.print(f"Careful: {result['known_cases']} of these images were trained or selected on.", highlight=False)
+    console.print(f"The page shows them after: fedgs report {run}", highlight=False, markup=False)
 
 
 @cli.command()
@@ -303,20 +305,12 @@ def _print_table(console: Console, table: Table) -> None:
     console.print(table)
 
 
-def _scoring_bar(console: Console) -> Callable[[Event], None]:
-    from fedgs.events import Scoring
-    from fedgs.progress import CountingBar
-
-    bar = CountingBar(console, "scoring")
-    return lambda event: bar(event.done, event.cases) if isinstance(event, Scoring) else None
-
-
 @contextmanager
-def _indexing(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far indexing is, once it takes longer than a moment."""
+def _counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many cases are done, once it takes longer than a moment."""
     from fedgs.progress import CountingBar
 
-    bar = CountingBar(console, "indexing")
+    bar = CountingBar(console, what)
     try:
         yield bar
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from fedgs import models
 from fedgs.assembly import (
+    NAMED_SPLITS,
     autocast_of,
     build_algorithm,
     build_network,
@@ -30,7 +31,7 @@ from fedgs.config import RunConfig, configure, differences, write_config
 from fedgs.core import Site, global_of, load
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
-from fedgs.data.index import Index, open_data
+from fedgs.data.index import Index, Progress, open_data
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -41,10 +42,7 @@ from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine
 from fedgs.seeds import derive, generator
 from fedgs.summary import TESTS, describe_data, means_of_round
 
-__all__ = ["Progress", "train"]
-
-Progress = Callable[[int, int], None]
-"""Told how many cases have been indexed, and how many there are."""
+__all__ = ["train"]
 
 
 def train(
@@ -59,7 +57,7 @@ def train(
 
     Args:
         config: What to train, see `configure`.
-        out: The run folder; it must not exist, unless ``resume`` is set.
+        out: The run folder; it must not exist or be empty, unless ``resume`` is set.
         resume: Go on after the last finished round; the result is the same to the byte. A folder without a finished
             round starts over; a finished run stays as it is, and only gets its page if that is missing.
         listeners: Told what happens.
@@ -76,11 +74,12 @@ def train(
     folder = RunFolder(Path(out))
     if not resume and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
+    config = resolve(config)
     if resume and folder.is_finished:
+        _refuse_other_settings(folder, configure(config, device=folder.config().training.device))
         if not (folder.path / "report.html").is_file():
             _write_report(folder)
         return folder.summary()
-    config = resolve(config)
     if config.data.data is not None and folder.path.resolve().is_relative_to(Path(config.data.data)):
         raise ConfigError(f"{folder.path}: lies inside the data, to which nothing is written; choose another --out")
     stored = folder.path / "split.csv" if resume and folder.is_started else None
@@ -249,7 +248,12 @@ class _Trial:
 def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
     fingerprint = _fingerprint(trial.index, trial.split)
     if resume and folder.is_started:
-        _refuse_other(folder, trial.config, fingerprint)
+        _refuse_other_settings(folder, trial.config)
+        if folder.environment().get("data") != fingerprint:
+            raise ConfigError(
+                f"{folder.path}: cannot go on, the images, masks, flags or split are not those that it began with; "
+                "restore the data, or start a new run with another --out"
+            )
         return folder.restore()
     environment = describe_machine(torch.device(trial.config.training.device)) | {"data": fingerprint}
     split = trial.split.assign(image_hash=trial.index.table["image_hash"])
@@ -257,19 +261,19 @@ def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
     return State(global_of(trial.model))
 
 
-def _refuse_other(folder: RunFolder, config: RunConfig, fingerprint: str) -> None:
-    # Data and split may have moved; whether they are the same, the fingerprint tells.
+def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
+    """Compares settings with those of a run; its data, and a split that it was given, may have moved since."""
     stored = folder.config()
-    changed = differences(stored, configure(config, data=stored.data.data, split=stored.data.split))
+    moved = {"data": stored.data.data}
+    if not {stored.data.split, config.data.split} & NAMED_SPLITS:
+        moved["split"] = stored.data.split
+    if stored.data.split not in NAMED_SPLITS and config.data.unseen_site is None:
+        moved["unseen_site"] = stored.data.unseen_site
+    changed = differences(stored, configure(config, **moved))
     if changed:
         raise ConfigError(
             f"{folder.path}: cannot go on, its settings differ: {'; '.join(changed)}. "
             "Leave these flags out, or start a new run with another --out"
-        )
-    if folder.environment().get("data") != fingerprint:
-        raise ConfigError(
-            f"{folder.path}: cannot go on, the images, masks, flags or split are not those that the run began with; "
-            "restore the data, or start a new run with another --out"
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedgs.assembly import build_network, build_scorer, resolve
 from fedgs.config import configure
 from fedgs.core import load
-from fedgs.data.index import Index, open_data
+from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
 from fedgs.errors import DataError, unknown_choice
 from fedgs.evaluation import Prediction
@@ -18,8 +18,6 @@ from fedgs.metrics.table import summarise
 from fedgs.run_folder import CHECKPOINTS, RunFolder
 
 __all__ = ["evaluate"]
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate(

@@ -117,8 +117,10 @@ class RunFolder:
         except CheckpointError as error:
             if not self.checkpoint("previous").is_file():
                 raise
-            self.log(f"{error}; going on from the round before")
+            damaged = self.checkpoint("last")
+            self.log(f"{error if damaged.is_file() else 'killed between two files'}; going on from the round before")
             state = self.load("previous")
+            damaged.unlink(missing_ok=True)  # the next round must not put it in the place of the intact one
         finished = state.server.round
         lines = (self.path / "rounds.jsonl").read_text().splitlines() if finished else []
         self._records = [record for line in lines if (record := json.loads(line))["round"] <= finished]

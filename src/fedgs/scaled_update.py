@@ -224,7 +224,7 @@ class ScaledUpdate:
         for track in self._tracks.values():
             assert track.start is not None
             start = track.start.to(wide(track.start.dtype))
-            # In this order: (1 - decayed) * start - after would lose four digits in float32.
+            # In this order: (1 - decayed) * start - after would lose three digits in float32.
             moved = start - track.parameter
             if track.decayed:
                 moved.add_(start, alpha=-track.decayed)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedgs.data.lesions import MASK_SIZE, clean, find_lesions, resize_nearest
 from fedgs.errors import CheckpointError, DataError
 from fedgs.files import BLANK_SEAL, read_sealed, seal, write_atomically
 
-__all__ = ["Record", "case_file", "fingerprint", "map_case", "read_record", "write_case"]
+__all__ = ["Record", "cache_folder", "case_file", "fingerprint", "map_case", "read_record", "write_case"]
 
 _FORMAT = 1
 _SUFFIX = ".safetensors"
@@ -167,3 +168,23 @@ def map_case(file: Path) -> dict[str, NDArray[np.uint8]]:
     header.pop("__metadata__")
     arrays = np.frombuffer(content, np.uint8)[start:]
     return {name: arrays[slice(*entry["data_offsets"])].reshape(entry["shape"]) for name, entry in header.items()}
+
+
+def cache_folder(source: Path) -> Path:
+    """Gives the folder that `FEDGS_CACHE` names, else fedgs in the user's cache folder; made when missing.
+
+    Raises:
+        DataError: It lies in the source, or cannot be written.
+    """
+    named = os.environ.get("FEDGS_CACHE")
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedgs"
+    folder = folder.resolve()
+    if folder.is_relative_to(source.resolve()):
+        raise DataError(f"{folder}: the cache lies in the source {source}; set FEDGS_CACHE to another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot hold the cache ({error.strerror}); set FEDGS_CACHE to another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written, so it cannot hold the cache; set FEDGS_CACHE to another folder")
+    return folder

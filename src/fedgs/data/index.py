@@ -16,7 +16,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fedgs.data import detect, find_cases
-from fedgs.data.cache import Record, case_file, content_hash, fingerprint, map_case, read_record, write_case
+from fedgs.data.cache import (
+    Record,
+    cache_folder,
+    case_file,
+    content_hash,
+    fingerprint,
+    map_case,
+    read_record,
+    write_case,
+)
 from fedgs.data.case import Case
 from fedgs.data.images import read_mask
 from fedgs.data.lesions import MASK_SIZE, SmallRule, components_under
@@ -263,7 +272,7 @@ def open_data(
     if not is_index(path):
         _require_size(size)
         name = adapter or detect(path)
-        out = _cache_folder(path) / "indexes" / _key(path.resolve(), name, small_rule or SmallRule())
+        out = cache_folder(path) / "indexes" / _key(path.resolve(), name, small_rule or SmallRule())
         return build_index(path, out, adapter=name, size=size, small_rule=small_rule, on_progress=on_progress)
     index = open_index(path, size=size, small_rule=small_rule, on_progress=on_progress)
     if adapter not in (None, index.adapter):
@@ -386,22 +395,6 @@ def _remove_leftovers(out: Path, cases: Sequence[Case]) -> None:
         is_partial = file.name.endswith(TEMPORARY_SUFFIX)
         if file.name not in names and not (is_partial and time.time() - file.stat().st_mtime < _PARTIAL_FOR_S):
             file.unlink(missing_ok=True)
-
-
-def _cache_folder(source: Path) -> Path:
-    """The folder that `FEDGS_CACHE` names, else fedgs in the user's cache folder."""
-    named = os.environ.get("FEDGS_CACHE")
-    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedgs"
-    folder = folder.resolve()
-    if folder.is_relative_to(source.resolve()):
-        raise DataError(f"{folder}: the cache lies in the source {source}; set FEDGS_CACHE to another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot hold the cache ({error.strerror}); set FEDGS_CACHE to another") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written, so it cannot hold the cache; set FEDGS_CACHE to another folder")
-    return folder
 
 
 def _key(source: Path, adapter: str, rule: SmallRule) -> str:
