@@ -39,6 +39,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     batch = next(batches(1, 0))
     scope = {
         "model": model,
+        "server": tiny(),
         "optimizer": torch.optim.AdamW(model.parameters()),
         "masks": batch.masks,
         "is_small": batch.is_small,
