@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from fedgs.data.index import Index
-from fedgs.data.splits import leaks
+from fedgs.data.splits import leaks, unknown_patients
 from fedgs.metrics.table import summarise
 
 __all__ = ["TESTS", "describe_data", "means_of_round"]
@@ -42,7 +42,7 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
         "channels": index.channels,
         "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
         "sites": sites,
-        "patients_unknown": int(table["patient"].isna().sum()),
+        "patients_unknown": sum(unknown_patients(index.table).values()),
         "leaks": {"patients": sum(found.patients.values()), "duplicates": sum(found.duplicates.values())},
     }
 
