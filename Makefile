@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(VENV)/.report
 	$(BIN)/fedgs demo --out $(OUT)
@@ -22,8 +22,13 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Every warning is an error, and so is a name that leads nowhere.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env docs build/docs
+	@echo "Documentation: build/docs/index.html"
+
 # One stamp per extra; it is made anew when what is to be installed has changed.
-$(VENV)/.report $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.report $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing fedgs[$*] into $(VENV) (PyTorch makes this take a few minutes the first time) ..."
 	$(INSTALL) '.[$*]'
 	@touch $@

@@ -296,7 +296,7 @@ MISTAKES = {
     "unknown objective": (f"{TRAIN} --objective dice", "dice_batch"),
     "unknown site": (f"{TRAIN} --unseen-site Cedr", "did you mean 'Cedar'"),
     "unknown flag": (f"{TRAIN} --round 3", "--rounds"),
-    "unknown command": ("trian", "No such command"),
+    "unknown command": ("trian", "did you mean 'train'"),
     "not a number": (f"{TRAIN} --rounds many", "--rounds"),
     "size the network cannot take": (f"{TRAIN} --size 40", "48"),
     "size of utnet": (f"{TRAIN} --model utnet --size 200", "256"),

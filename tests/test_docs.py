@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+
+from fedgs import engine
+from fedgs.core import run_round
+from fedgs.errors import TrainingError
+from nets import batches, tiny
+from runs import command, environment, fedgs, make_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,20 +39,111 @@ def test_tables_of_results_are_what_the_runs_say() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def python_blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, after what its hidden remarks (`<!-- test: … -->`) change in it."""
+
+    language: str
+    text: str
+    remarks: tuple[str, ...]
+
+    def remark(self, start: str) -> str | None:
+        return next((remark.removeprefix(start).strip() for remark in self.remarks if remark.startswith(start)), None)
 
 
-def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def blocks_of(page: str) -> Iterator[Block]:
+    text = (REPOSITORY / page).read_text()
+    for hidden, language, body in re.findall(r"((?:<!-- test: .*? -->\n)*)```(\w+)\n(.*?)```", text, re.DOTALL):
+        remarks = re.findall(r"<!-- test: (.*?) -->", hidden)
+        for shown, run in (remark.split(" => ") for remark in remarks if " => " in remark):
+            assert shown in body, f"{page}: {shown!r} is not in the block that it changes"
+            body = body.replace(shown, run)
+        yield Block(language, body, tuple(remarks))
 
-    from nets import batches, tiny
-    from runs import make_phantom
 
+class Reader:
+    """Does what a page says, block by block, in the working folder.
+
+    Args:
+        page: The page, relative to the repository.
+        scope: Names that its Python may use.
+        checkout: A copy of the repository, where the page changes the package; its commands are then processes.
+    """
+
+    def __init__(self, page: str, scope: dict[str, Any] | None = None, checkout: Path | None = None) -> None:
+        self.page, self.scope, self.checkout = page, {} if scope is None else scope, checkout
+        self.printed = ""
+
+    def follow(self, before: Callable[[Block], None] = lambda block: None) -> None:
+        for block in blocks_of(self.page):
+            if "not run" in block.remarks:
+                continue
+            before(block)
+            if name := block.remark("file "):
+                file = (self.checkout or Path()) / name
+                assert not file.exists(), f"{self.page}: {name} is there already"
+                file.write_text(block.text)
+            elif block.language == "python":
+                exec(compile(block.text, self.page, "exec"), self.scope)
+            elif block.language == "diff":
+                self.change(block.text)
+            elif block.language == "sh":
+                for line in block.text.replace("\\\n", " ").splitlines():
+                    self.run(*shlex.split(line, comments=True), fails="crashes in round 2" in block.remarks)
+            elif "printed" in block.remarks:
+                assert block.text in self.printed, f"{self.page} shows\n{block.text}\nprinted was\n{self.printed}"
+
+    def run(self, program: str, *arguments: str, fails: bool = False) -> None:
+        if self.checkout:
+            programs = {".venv/bin/fedgs": command(), ".venv/bin/python": [sys.executable]}
+            done = subprocess.run(
+                [*programs[program], *arguments],
+                cwd=self.checkout,
+                env=environment() | {"PYTHONPATH": str(self.checkout / "src")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            self.printed = done.stdout
+        elif program == "python":
+            runpy.run_path(*arguments)
+        else:
+            assert program == "fedgs"
+            done = fedgs(*arguments, check=not fails)
+            assert (done.returncode != 0) is fails
+            self.printed = done.stdout
+
+    def change(self, diff: str) -> None:
+        """Applies a diff whose hunks have no line numbers; what a hunk replaces must stand in the file once."""
+        assert self.checkout
+        name, hunks = re.fullmatch(r"--- (\S+)\n(.*)", diff, re.DOTALL).groups()
+        file = self.checkout / name
+        for hunk in hunks.split("@@\n"):
+            lines = hunk.splitlines(keepends=True)
+            old, new = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
+            assert file.read_text().count(old) == 1, f"{self.page}: not in {name}:\n{old}"
+            file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    make_phantom(tmp_path / "frames", 8)
-    model = tiny()
-    batch = next(batches(1, 0))
+    return tmp_path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for folder in ("src", "tests"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_readme(here: Path) -> None:
+    make_phantom(here / "frames", 8)
+    make_phantom(here / "elsewhere", 4, seed=1)
+    model, batch = tiny(), next(batches(1, 0))
     scope = {
         "model": model,
         "server": tiny(),
@@ -45,15 +152,89 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "is_small": batch.is_small,
         "n": 4,
     }
-    blocks = python_blocks("README.md")
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block.replace("rounds=30", "rounds=1, size=32, local_steps=1"), "README.md", "exec"), scope)
+    Reader("README.md", scope).follow()
     assert scope["update"].num_steps == 1
+    assert (here / "runs" / "report.html").is_file()
+
+
+def test_the_tutorial(here: Path) -> None:
+    Reader("docs/tutorial.md").follow()
+    page = (here / "runs" / "report.html").read_text()
+    assert all(heading in page for heading in ("Before you read the numbers", "External hospitals", "Reproduce"))
+    assert (here / "index" / "near-duplicates.png").is_file()
+    assert words_of(here / "index", here / "runs" / "fedgs") <= set(
+        re.findall(r"`([^`]+)`", (REPOSITORY / "docs" / "reference" / "run-folder.md").read_text())
+    )
+
+
+def words_of(index: Path, run: Path) -> set[str]:
+    """Gives the names of files and columns that an index and a run consist of."""
+    files = {entry.name + "/" * entry.is_dir() for entry in run.iterdir()} - {"checkpoints/"}
+    tables = (index / "index.csv", run / "scores.csv", run / "split.csv")
+    columns = {column for table in tables for column in table.read_text().splitlines()[0].split(",")}
+    line = json.loads((run / "rounds.jsonl").read_text().splitlines()[0])
+    summary = json.loads((run / "summary.json").read_text())["test_out"]
+    return files | columns | set(line) | set(line["sites"]["Birch"]) | set(summary)
+
+
+def test_the_how_to_for_an_own_loop(here: Path) -> None:
+    scope: dict[str, Any] = {}
+    Reader("docs/how-to/drop-in.md", scope).follow()
+    assert scope["state"].round == 3
+    assert 1 < scope["updates"]["C1"].metrics["mean_eta"] < 3
+
+
+def test_the_how_to_for_resuming(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_phantom(here / "hospitals", 12)
+
+    def crash(algorithm: Any, model: Any, state: Any, *others: Any) -> Any:
+        if state.server.round if hasattr(state, "server") else state.round:
+            raise TrainingError("the power is gone")
+        return run_round(algorithm, model, state, *others)
+
+    def before(block: Block) -> None:
+        monkeypatch.setattr(engine, "run_round", crash if "crashes in round 2" in block.remarks else run_round)
+
+    Reader("docs/how-to/resume.md").follow(before)
+    lasts = [here / "runs" / name / "checkpoints" / "last.safetensors" for name in ("fedgs", "cluster")]
+    assert lasts[0].read_bytes() == lasts[1].read_bytes()
+
+
+def test_the_how_to_for_an_algorithm(checkout: Path) -> None:
+    make_phantom(checkout / "runs" / "phantom", 8)
+    Reader("docs/how-to/add-an-algorithm.md", checkout=checkout).follow()
+    rounds = (checkout / "runs" / "bounded" / "rounds.jsonl").read_text()
+    assert 0 < max(site["direction_norm"] for site in json.loads(rounds)["sites"].values()) <= 0.5001
+
+
+def test_the_how_to_for_an_adapter(checkout: Path) -> None:
+    reader = Reader("docs/how-to/add-an-adapter.md", checkout=checkout)
+
+    def before(block: Block) -> None:
+        if "needs archive" in block.remarks:
+            (checkout / "archive" / "2023").mkdir(parents=True)
+            for name in ("17.png", "17-outline.png"):
+                Image.new("L", (40, 30)).save(checkout / "archive" / "2023" / name)
+            (checkout / "archive" / "cases.csv").write_text(
+                "site,image,mask,patient\nAlder,2023/17.png,2023/17-outline.png,P4\n"
+            )
+
+    reader.follow(before)
+    assert json.loads((checkout / "index" / "index.json").read_text())["adapter"] == "listed"
+
+
+def test_the_layers_that_contributing_shows_are_those_that_the_linter_checks() -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert "\n".join(["```", *contracts[0]["layers"], "```"]) in (REPOSITORY / "CONTRIBUTING.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "page", [str(p.relative_to(REPOSITORY)) for p in REPOSITORY.rglob("*.md") if ".venv" not in p.parts]
+    "page",
+    [
+        str(p)
+        for p in (page.relative_to(REPOSITORY) for page in REPOSITORY.rglob("*.md"))
+        if not {".venv", "build", "runs"} & set(p.parts)
+    ],
 )
 def test_links_inside_the_documentation_lead_somewhere(page: str) -> None:
     text = (REPOSITORY / page).read_text()

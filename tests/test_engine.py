@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from fedgs.core import global_of
 from fedgs.engine import Best, Federation, Schedule, State, run_rounds, sample_sites
 from fedgs.errors import ConfigError
 from fedgs.events import Event, RoundFinished, RoundStarted, SiteFinished
+from fedgs.spool import Spool
 from nets import site, tiny
 
 
@@ -24,6 +27,10 @@ class Memory:
         self.states: list[State] = []
         self.records: list[Mapping[str, Any]] = []
         self.improved: list[Sequence[str]] = []
+        self.folder = Path(tempfile.mkdtemp())
+
+    def spool(self) -> Spool:
+        return Spool(self.folder / "updates", in_memory=1)
 
     def commit(self, state: State, record: Mapping[str, Any], improved: Sequence[str]) -> None:
         self.states.append(state)

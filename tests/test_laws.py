@@ -307,10 +307,13 @@ def test_every_hook_is_called_and_a_site_remembers() -> None:
     model = tiny()
     state, memories = global_of(model), {}
     seen: list[Update] = []
+
+    def hold(_: Site, update: Update) -> Update:
+        seen.append(update)
+        return update
+
     for number in (1, 2):
-        state, memories = run_round(
-            algorithm, model, state, [site("A", number=number)], memories, lambda _, update: seen.append(update)
-        )
+        state, memories = run_round(algorithm, model, state, [site("A", number=number)], memories, hold)
         assert seen[-1].num_steps == 5
         assert seen[-1].metrics["loss"] == pytest.approx(seen[-1].metrics["loss/ce"] + 2)
     assert memories["A"]["rounds"] == 2

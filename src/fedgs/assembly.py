@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedgs.core import Algorithm
 from fedgs.data.batches import count_steps
 from fedgs.data.index import Index
 from fedgs.data.splits import published_split, read_split, split_cases
-from fedgs.errors import ConfigError, DataError
+from fedgs.errors import ConfigError, DataError, unknown_choice
 from fedgs.evaluation import Scorer
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "build_algorithm",
     "build_network",
     "build_scorer",
+    "require_lesions",
+    "require_split",
     "resolve",
     "split_of",
     "steps_of",
@@ -88,9 +91,8 @@ def build_algorithm(config: RunConfig, base: float) -> Algorithm:
     Raises:
         ConfigError: An unknown algorithm, or an option that is not its own or out of range.
     """
-    options = {"difficulty": config.algorithm.difficulty, "server_momentum": config.algorithm.server_momentum}
-    given = {name: value for name, value in options.items() if value is not None}
-    return algorithms.build(config.algorithm.algorithm, known={"base": base, "lr": config.training.lr}, **given)
+    options = {name: value for name, value in asdict(config.algorithm).items() if value is not None}
+    return algorithms.build(options.pop("algorithm"), known={"base": base, "lr": config.training.lr}, **options)
 
 
 def steps_of(config: RunConfig, site: str, cases: int) -> int:
@@ -106,6 +108,33 @@ def steps_of(config: RunConfig, site: str, cases: int) -> int:
             "lower --batch-size or leave the site out of the data"
         )
     return count_steps(cases, training.batch_size, epochs=training.epochs, steps=training.local_steps)
+
+
+def require_lesions(part: str, cases: pd.DataFrame, remedy: str = "try another --fold or --split-seed") -> None:
+    """Refuses a part of the data that has cases but no lesion: nothing can be learnt from it, or measured on it.
+
+    Args:
+        part: Its name.
+        cases: Its rows of the index's table; may be none.
+        remedy: What else can be done than to look at the masks.
+
+    Raises:
+        DataError: None of the cases shows a lesion.
+    """
+    if len(cases) and not cases["lesion_area"].any():
+        sites = ", ".join(cases["site"].unique())
+        raise DataError(
+            f"none of the {len(cases)} cases of the part '{part}' ({sites}) shows a lesion; {remedy}, give more data, "
+            "or check the masks: a lesion is non-zero there, and above 127 in JPEG"
+        )
+
+
+def require_split(config: RunConfig) -> None:
+    """Raises ConfigError unless the split is a named one or a file."""
+    split = config.data.split
+    if split not in NAMED_SPLITS and not Path(split).is_file():
+        problem = unknown_choice("split", Path(split).name, NAMED_SPLITS)
+        raise ConfigError(f"{problem}; or give a file, but there is no {split}")
 
 
 def split_of(config: RunConfig, index: Index, stored: Path | None) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 import types
 import typing
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fedgs.errors import ConfigError, FedgsError, MissingExtraError
+from fedgs.errors import ConfigError, FedgsError, MissingExtraError, unknown_choice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +28,39 @@ __all__ = ["cli", "main"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
+_ADVICE = {
+    errno.EACCES: "check its permissions",
+    errno.EROFS: "choose another place",
+    errno.EFBIG: "raise the limit on the size of files, and give the command again (fedgs train: with --resume)",
+    errno.ENOSPC: "make room, and give the command again (fedgs train: with --resume)",
+    errno.EDQUOT: "make room, and give the command again (fedgs train: with --resume)",
+}
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C; holds the command that goes on, or nothing where it is the same again."""
+
+    def __init__(self, *command: str) -> None:
+        self.command = command
+
+
+class _Commands(click.Group):
+    """Commands whose mistakes list the choices."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command that is meant."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(str(unknown_choice("command", args[0], self.commands)), ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; Ctrl-C is kept from click, which would print a line of its own."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,23 +72,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
-        error.show()
+        (_unknown_flag(error) if isinstance(error, click.NoSuchOption) else error).show()
         sys.exit(error.exit_code)
+    except _InterruptedError as end:
+        _say_how_to_go_on(end.command or ("fedgs", *given))
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo(
-            "Interrupted; what is finished is kept. The same command goes on (fedgs train: add --resume).", err=True
-        )
-        sys.stdout.flush()
-        # Not sys.exit: an interrupt inside an import makes Python end by the signal whatever the code.
-        os._exit(_INTERRUPTED)
+        _say_how_to_go_on(("fedgs", *given))
     except (FedgsError, OSError, MemoryError) as error:
         if debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_in_words(error)}", err=True)
         sys.exit(1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _unknown_flag(error: click.NoSuchOption) -> click.UsageError:
+    """Gives the error with all flags of the command; click alone names the nearest at most."""
+    if error.ctx is None:
+        return error
+    known = [flag for option in error.ctx.command.get_params(error.ctx) for flag in option.opts if flag[:2] == "--"]
+    kind = f"flag of '{error.ctx.command_path}'"
+    return click.UsageError(str(unknown_choice(kind, error.option_name, [*known, "--debug"])), error.ctx)
+
+
+def _say_how_to_go_on(command: Sequence[str]) -> typing.NoReturn:
+    end = "\n" if sys.stderr.isatty() else ""  # behind the ^C of a terminal
+    click.echo(f"{end}Interrupted; what is finished is kept. Go on with: {shlex.join(command)}", err=True)
+    sys.stdout.flush()
+    # Not sys.exit: an interrupt inside an import makes Python end by the signal whatever the code.
+    os._exit(_INTERRUPTED)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; choose a smaller --batch-size or --size, or close other programs"
+    if isinstance(error, OSError) and error.strerror:
+        parts = (error.filename, error.strerror)
+        return "; ".join(filter(None, (": ".join(str(part) for part in parts if part), _ADVICE.get(error.errno or 0))))
+    return str(error)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fedgs", message="%(prog)s %(version)s")
 def cli() -> None:
     """Federated segmentation in which optimizer steps on small, hard lesions count more (FedGS).
@@ -95,14 +153,22 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
     path = out or Path("runs") / _name_of(config)
     if resume and (path / "summary.json").is_file():
         click.echo(f"{path} is finished already; it stays as it is.")
-    summary = _train(config, path, resume=resume, tensorboard=tensorboard)
+    try:
+        summary = _train(config, path, resume=resume, tensorboard=tensorboard)
+    except KeyboardInterrupt as error:
+        if (path / "config.toml").is_file():
+            raise _InterruptedError("fedgs", "train", "--out", str(path), "--resume") from error
+        raise
     from fedgs.report.tables import scores_table
 
     console = _console()
     _print_table(console, scores_table([path]))
     leaks = summary["data"]["leaks"]
     if any(leaks.values()):
-        found = f"{leaks['patients']} known patients and {leaks['duplicates']} duplicated images"
+        found = (
+            f"{leaks['patients']} known patients, {leaks['duplicates']} duplicated images and "
+            f"{leaks.get('near_duplicates', 0)} groups of near duplicates"
+        )
         console.print(f"Careful: {found} stand on more than one side of this split.", highlight=False)
     page = path / "report.html"
     console.print(
@@ -124,7 +190,13 @@ def _configured(out: Path | None, file: Path | None, resume: bool, given: dict[s
             raise ConfigError(f"there is no {out} to resume; name the folder of the run with --out")
     stored = out / "config.toml" if out else None
     base = read_config(stored) if resume and stored and stored.is_file() else None
-    return configure(read_config(file, base) if file else base, **given)
+    config = configure(read_config(file, base) if file else base, **given)
+    if resume and base is None and config.data.data is None:
+        raise ConfigError(
+            f"{out}: holds no run to go on with (no config.toml); name the folder of a run with --out, "
+            "or begin one with --data"
+        )
+    return config
 
 
 def _name_of(config: RunConfig) -> str:
@@ -187,6 +259,7 @@ def index(
     What has not changed since the last time is kept; an interrupted indexing goes on.
     """
     from fedgs.data.index import build_index
+    from fedgs.data.sheet import write_sheet
     from fedgs.data.summary import summarise
 
     console = _console()
@@ -200,6 +273,8 @@ def index(
             on_progress=on_indexing,
         )
     console.print(summarise(made).as_text(), highlight=False, markup=False, soft_wrap=True)
+    if sheet := write_sheet(made):
+        console.print(f"Sheet:  {out / sheet.name}", highlight=False, markup=False)
     console.print(f"Index:  {out}", highlight=False, markup=False)
 
 
@@ -207,7 +282,6 @@ def _rule(kind: str | None, fraction: str | None, base: float | None) -> Any:
     from dataclasses import replace
 
     from fedgs.data.lesions import SMALL_RULES
-    from fedgs.errors import unknown_choice
 
     if kind is not None and kind not in SMALL_RULES:
         raise unknown_choice("small rule", kind, SMALL_RULES)

@@ -14,7 +14,17 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedgs.errors import TrainingError
-from fedgs.tensors import Tensors, buffers_of, difference, float_buffers_of, load_tensors_into, weights_of, wide
+from fedgs.tensors import (
+    Difference,
+    Tensors,
+    buffers_of,
+    float_buffers_of,
+    load_tensors_into,
+    norms,
+    numbers,
+    weights_of,
+    wide,
+)
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
@@ -160,7 +170,7 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         The update to send and the site's new memory.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss, or what it made of the network, is not finite.
     """
     load(model, sent)
     model.train()
@@ -174,27 +184,42 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         with torch.autocast(device, site.autocast) if site.autocast else contextlib.nullcontext():
             terms = rule.loss(model, batch, site.objective)
         loss = torch.stack([term.to(wide(term.dtype)) for term in terms.values()]).sum()
-        value = loss.item()
-        if not math.isfinite(value):
+        # Read once, and before the backward pass is under way, so that a device has to wait for nobody.
+        values = dict(zip(("loss", *(f"loss/{name}" for name in terms)), numbers([loss, *terms.values()]), strict=True))
+        if not math.isfinite(values["loss"]):
             raise TrainingError(
-                f"site '{site.name}', round {site.round}, step {steps}: the loss is {value}; "
+                f"site '{site.name}', round {site.round}, step {steps}: the loss is {values['loss']}; "
                 "use a smaller --lr or --precision fp32, and look at this site's images"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         rule.before_step(model, optimizer, batch)
         optimizer.step()
         rule.after_step(model, optimizer, batch)
-        for name, term in {"loss": loss, **{f"loss/{name}": term for name, term in terms.items()}}.items():
-            sums[name] = sums.get(name, 0.0) + term.item()
-        site.on_step(steps, value)
+        sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+        site.on_step(steps, values["loss"])
     update = Update(
-        direction=difference(sent.weights, weights_of(model)),
+        direction=Difference(sent.weights, weights_of(model)),  # a rule may have a direction of its own
         buffers={name: buffer.detach().clone() for name, buffer in float_buffers_of(model).items()},
         num_examples=site.num_examples,
         num_steps=steps,
         metrics={name: total / steps for name, total in sums.items()},
     )
-    return rule.finish(update, model, optimizer)
+    update, memory = rule.finish(update, model, optimizer)
+    direction = dict(update.direction)
+    lengths = norms(direction)
+    _require_finite(site, steps, lengths | norms(update.buffers))
+    metrics = {**update.metrics, "direction_norm": math.hypot(*lengths.values())}
+    return replace(update, direction=direction, metrics=metrics), memory
+
+
+def _require_finite(site: Site, steps: int, lengths: Mapping[str, float]) -> None:
+    """A last step can ruin a network after its loss was still finite; looked at once, so that no step has to wait."""
+    ruined = [name for name, length in lengths.items() if not math.isfinite(length)]
+    if ruined:
+        raise TrainingError(
+            f"site '{site.name}', round {site.round}, step {steps}: '{ruined[0]}' is not finite after this step, the "
+            "last of its round; use a smaller --lr or --precision fp32, and look at this site's images"
+        )
 
 
 def run_round(
@@ -203,7 +228,7 @@ def run_round(
     state: Global,
     sites: Iterable[Site],
     memories: Mapping[str, Tensors],
-    on_update: Callable[[Site, Update], None] = lambda site, update: None,
+    hold: Callable[[Site, Update], Update] = lambda site, update: update,
 ) -> tuple[Global, dict[str, Tensors]]:
     """Runs one round: the server's state goes to the sites, they train, their updates are aggregated.
 
@@ -213,7 +238,8 @@ def run_round(
         state: The server's state before the round.
         sites: The sites that take part; may be a generator.
         memories: What each site remembers.
-        on_update: Told each site's update as soon as it is there.
+        hold: Given each update as soon as it is there; what it returns waits for the aggregation in its place, for
+            instance the same update with its tensors on disk.
 
     Returns:
         The server's state after the round and the sites' memories.
@@ -223,8 +249,7 @@ def run_round(
     remembered = dict(memories)
     for site in sites:
         update, memory = train_locally(model, algorithm.local_rule(), sent, memories.get(site.name, {}), site)
-        updates[site.name] = update
+        updates[site.name] = hold(site, update)
         if memory:
             remembered[site.name] = memory
-        on_update(site, update)
     return algorithm.aggregate(state, updates), remembered

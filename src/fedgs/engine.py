@@ -15,7 +15,8 @@ from fedgs.core import Algorithm, Global, Site, Update, load, run_round
 from fedgs.errors import ConfigError
 from fedgs.events import Listener, RoundFinished, RoundStarted, SiteFinished
 from fedgs.seeds import generator
-from fedgs.tensors import Tensors, norm
+from fedgs.spool import Spool
+from fedgs.tensors import Tensors
 
 __all__ = ["BEST", "Best", "Federation", "Schedule", "State", "Store", "run_rounds", "sample_sites"]
 
@@ -90,7 +91,10 @@ class Federation:
 
 
 class Store(Protocol):
-    """Where finished rounds go."""
+    """Where finished rounds go, and the updates of the one under way."""
+
+    def spool(self) -> Spool:
+        """Gives what holds the updates of a round until they are aggregated."""
 
     def commit(self, state: State, record: Mapping[str, Any], improved: Sequence[str]) -> None:
         """Keeps the state after a round, its line of rounds.jsonl, and the checkpoints that it improved."""
@@ -118,7 +122,7 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
         started = time.monotonic()
         names = sample_sites(list(federation.sites), number, schedule)
         emit(RoundStarted(number, tuple(names)))
-        server, memories, records = _train(federation, names, state, emit)
+        server, memories, records = _train(federation, names, state, store, emit)
         load(federation.model, server)
         validation = federation.evaluate(federation.model, number) if schedule.evaluates(number) else None
         record = {
@@ -143,20 +147,23 @@ def sample_sites(names: Sequence[str], number: int, schedule: Schedule) -> list[
 
 
 def _train(
-    federation: Federation, names: Sequence[str], state: State, emit: Listener
+    federation: Federation, names: Sequence[str], state: State, store: Store, emit: Listener
 ) -> tuple[Global, dict[str, Tensors], dict[str, Any]]:
     records: dict[str, Any] = {}
     clock = time.monotonic()
 
-    def note(site: Site, update: Update) -> None:
+    def hold(site: Site, update: Update) -> Update:
         nonlocal clock
         records[site.name] = _record(update, time.monotonic() - clock)
-        clock = time.monotonic()
         emit(SiteFinished(site.round, site.name, records[site.name]))
+        held = spool.hold(update)
+        clock = time.monotonic()
+        return held
 
     number = state.server.round + 1
     sites = (federation.sites[name](number) for name in names)
-    server, memories = run_round(federation.algorithm, federation.model, state.server, sites, state.memories, note)
+    with store.spool() as spool:
+        server, memories = run_round(federation.algorithm, federation.model, state.server, sites, state.memories, hold)
     return replace(server, round=number), memories, records
 
 
@@ -168,7 +175,7 @@ def _record(update: Update, seconds: float) -> dict[str, Any]:
         "loss": update.metrics.get("loss"),
         "terms": terms,
         "mean_eta": update.metrics.get("mean_eta", 1.0),
-        "direction_norm": norm(update.direction),
+        "direction_norm": update.metrics["direction_norm"],
         "seconds": round(seconds, 3),
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 __all__ = [
     "AggregationError",
@@ -14,6 +16,7 @@ __all__ = [
     "MissingExtraError",
     "ShapeError",
     "TrainingError",
+    "understood",
     "unknown_choice",
 ]
 
@@ -52,6 +55,20 @@ class MissingExtraError(FedgsError):
     def __init__(self, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the extra '{extra}'; install it with: pip install 'fedgs[{extra}]'")
         self.extra = extra
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turns whatever Python raises over the content of a file that fedgs wrote into the error of a damaged file.
+
+    Raises:
+        CheckpointError: The content is not what fedgs wrote.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: damaged or altered ({reason}); restore it from a copy") from error
 
 
 def unknown_choice(kind: str, name: object, choices: Iterable[str]) -> ConfigError:

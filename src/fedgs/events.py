@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Event", "Listener", "RoundFinished", "RoundStarted", "RunFinished", "RunStarted", "Scoring", "SiteFinished"]
-__all__ += ["StepTaken"]
+__all__ = ["Careful", "Event", "Listener", "RoundFinished", "RoundStarted", "RunFinished", "RunStarted", "Scoring"]
+__all__ += ["SiteFinished", "StepTaken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,13 @@ class RunStarted:
     rounds: int
     finished: int
     steps_per_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Careful:
+    """Something that a person should know; it does not stop the run."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +79,5 @@ class RunFinished:
     summary: Mapping[str, Any]
 
 
-Event = RunStarted | RoundStarted | StepTaken | SiteFinished | Scoring | RoundFinished | RunFinished
+Event = RunStarted | Careful | RoundStarted | StepTaken | SiteFinished | Scoring | RoundFinished | RunFinished
 Listener = Callable[[Event], None]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,18 @@ from torch.nn import Module
 
 from fedgs import models
 from fedgs.assembly import (
-    NAMED_SPLITS,
     autocast_of,
     build_algorithm,
     build_network,
     build_scorer,
+    require_lesions,
+    require_split,
     resolve,
     split_of,
     steps_of,
     with_unseen_site,
 )
-from fedgs.config import RunConfig, configure, differences, write_config
+from fedgs.config import RunConfig, configure
 from fedgs.core import Site, global_of, load
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
@@ -35,10 +35,12 @@ from fedgs.data.index import Index, Progress, open_data
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
-from fedgs.events import Event, Listener, RunFinished, RunStarted, Scoring, StepTaken
+from fedgs.events import Careful, Event, Listener, RunFinished, RunStarted, Scoring, StepTaken
+from fedgs.locks import locked
 from fedgs.metrics.table import summarise
 from fedgs.overlays import Gallery
-from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine
+from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settings, refuse_other_split
+from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.seeds import derive, generator
 from fedgs.summary import TESTS, describe_data, means_of_round
 
@@ -67,25 +69,40 @@ def train(
         The content of summary.json.
 
     Raises:
-        ConfigError: A setting cannot work, the folder exists, or the run in it has other settings.
+        ConfigError: A setting cannot work, the folder exists or another process writes to it, or the run in it has
+            other settings or data.
+        CheckpointError: Nothing intact is left of the run in the folder.
         DataError: The data are missing, broken or not laid out as the adapter expects.
         TrainingError: The loss is not finite; finished rounds are kept.
     """
     folder = RunFolder(Path(out))
-    if not resume and folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
+    if not resume:
+        _require_new(folder)
+    elif not folder.is_started:
+        refuse_foreign(folder.path)
     config = resolve(config)
     if resume and folder.is_finished:
-        _refuse_other_settings(folder, configure(config, device=folder.config().training.device))
+        refuse_other_settings(folder, configure(config, device=folder.config().training.device))
         if not (folder.path / "report.html").is_file():
             _write_report(folder)
         return folder.summary()
     if config.data.data is not None and folder.path.resolve().is_relative_to(Path(config.data.data)):
         raise ConfigError(f"{folder.path}: lies inside the data, to which nothing is written; choose another --out")
-    stored = folder.path / "split.csv" if resume and folder.is_started else None
-    trial = _Trial.prepare(config, on_indexing, stored)
-    state = _begin(folder, trial, resume)
-    return trial.run(folder, state, [*listeners, partial(_write_log, folder)])
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+        _write_log(folder, event)
+
+    with locked(folder.path):
+        if not resume:
+            _require_new(folder)
+        begun = folder if folder.is_started else None
+        if begun:
+            refuse_other_settings(folder, config)
+        trial = _Trial.prepare(config, on_indexing, begun)
+        state = _go_on(folder, trial, emit) if begun else _begin(folder, trial)
+        return trial.run(folder, state, emit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +116,13 @@ class _Trial:
     scorer: Scorer
 
     @classmethod
-    def prepare(cls, config: RunConfig, on_indexing: Progress | None, stored_split: Path | None = None) -> _Trial:
+    def prepare(cls, config: RunConfig, on_indexing: Progress | None, begun: RunFolder | None) -> _Trial:
         # What can be checked without the data comes first: indexing may take a while.
         build_algorithm(config, base=100.0)
         models.objective(config.training.objective)
         build_network(config, channels=3)
+        if not begun:
+            require_split(config)
         if config.data.data is None:
             raise ConfigError("no data: name the folder of the hospitals' images with --data (--data DIR)")
         index = open_data(
@@ -113,10 +132,14 @@ class _Trial:
             index.require_source()
         model = build_network(config, index.channels)
         models.initialise(model, generator(config.federation.seed, "network", config.data.fold))
-        split = split_of(config, index, stored_split)
+        if begun:
+            refuse_other_cases(begun, index)
+        split = split_of(config, index, begun.path / "split.csv" if begun else None)
         trial = cls(with_unseen_site(config, split), index, split, model, build_scorer(config))
         for site, rows in trial.training_rows().items():
             steps_of(config, site, len(rows))
+        for part in ("train", "validation", *TESTS):
+            require_lesions(part, index.table.iloc[trial.rows(part)])
         return trial
 
     def rows(self, part: str) -> list[int]:
@@ -132,15 +155,12 @@ class _Trial:
             )
         return {str(site): rows.index.tolist() for site, rows in train.groupby("site")}
 
-    def run(self, folder: RunFolder, state: State, listeners: Iterable[Listener]) -> Mapping[str, Any]:
-        listeners = list(listeners)
+    def run(self, folder: RunFolder, state: State, emit: Listener) -> Mapping[str, Any]:
         started = time.monotonic()
-
-        def emit(event: Event) -> None:
-            for listener in listeners:
-                listener(event)
-
         rows = self.training_rows()
+        free = [site for site in rows if not self.index.table["lesion_area"].iloc[rows[site]].any()]
+        if free:
+            emit(Careful(f"the training cases of {', '.join(free)} show no lesion; are their masks right?"))
         schedule = self._schedule()
         steps = sum(steps_of(self.config, site, len(rows[site])) for site in rows)
         name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
@@ -245,42 +265,22 @@ class _Trial:
         }
 
 
-def _begin(folder: RunFolder, trial: _Trial, resume: bool) -> State:
-    fingerprint = _fingerprint(trial.index, trial.split)
-    if resume and folder.is_started:
-        _refuse_other_settings(folder, trial.config)
-        if folder.environment().get("data") != fingerprint:
-            raise ConfigError(
-                f"{folder.path}: cannot go on, the images, masks, flags or split are not those that it began with; "
-                "restore the data, or start a new run with another --out"
-            )
-        return folder.restore()
-    environment = describe_machine(torch.device(trial.config.training.device)) | {"data": fingerprint}
-    split = trial.split.assign(image_hash=trial.index.table["image_hash"])
-    folder.create(write_config(trial.config), environment, split)
+def _require_new(folder: RunFolder) -> None:
+    if not folder.is_new:
+        raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
+
+
+def _begin(folder: RunFolder, trial: _Trial) -> State:
+    machine = describe_machine(torch.device(trial.config.training.device))
+    hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash")}
+    folder.create(trial.config, machine | describe_cases(trial.index, trial.split), trial.split.assign(**hashes))
     return State(global_of(trial.model))
 
 
-def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
-    """Compares settings with those of a run; its data, and a split that it was given, may have moved since."""
-    stored = folder.config()
-    moved = {"data": stored.data.data}
-    if not {stored.data.split, config.data.split} & NAMED_SPLITS:
-        moved["split"] = stored.data.split
-    if stored.data.split not in NAMED_SPLITS and config.data.unseen_site is None:
-        moved["unseen_site"] = stored.data.unseen_site
-    changed = differences(stored, configure(config, **moved))
-    if changed:
-        raise ConfigError(
-            f"{folder.path}: cannot go on, its settings differ: {'; '.join(changed)}. "
-            "Leave these flags out, or start a new run with another --out"
-        )
-
-
-def _fingerprint(index: Index, split: pd.DataFrame) -> str:
-    columns = index.table[["site", "case", "image_hash", "mask_hash", "is_small", "is_tiny", "lesion_area"]]
-    text = f"{index.small_rule} {index.channels}\n{columns.assign(part=split['part']).to_csv(index=False)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _go_on(folder: RunFolder, trial: _Trial, emit: Listener) -> State:
+    refuse_other_settings(folder, trial.config)
+    refuse_other_split(folder, trial.index, trial.split)
+    return folder.restore(lambda message: emit(Careful(message)))
 
 
 def _write_report(folder: RunFolder) -> None:

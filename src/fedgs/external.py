@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgs.assembly import build_network, build_scorer, resolve
+from fedgs.assembly import build_network, build_scorer, require_lesions, resolve
 from fedgs.config import configure
 from fedgs.core import load
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
-from fedgs.errors import DataError, unknown_choice
+from fedgs.errors import DataError, understood, unknown_choice
 from fedgs.evaluation import Prediction
 from fedgs.events import Listener, Scoring
+from fedgs.locks import locked
 from fedgs.metrics.table import summarise
 from fedgs.run_folder import CHECKPOINTS, RunFolder
 
@@ -49,51 +51,82 @@ def evaluate(
         run was trained or selected on, which then are no external test.
 
     Raises:
-        ConfigError: No run, an unfinished one, or an unknown checkpoint.
-        CheckpointError: The checkpoint is missing or damaged; no other is taken instead.
+        ConfigError: No run, an unfinished one, one that another process writes to, or an unknown checkpoint.
+        CheckpointError: The checkpoint or a table is missing or damaged; no other is taken instead.
         DataError: The data are missing or broken, or have colours that the network does not take.
     """
     folder = RunFolder(Path(run))
     config = resolve(configure(folder.config(), device=device))
     if checkpoint not in CHECKPOINTS:
         raise unknown_choice("checkpoint", checkpoint, CHECKPOINTS)
-    summary = dict(folder.summary())
-    state = folder.load(checkpoint)
-    index = _index_like(summary["data"], Path(data), adapter, config.data.size, on_indexing)
-    if config.data.score_size == "native":
-        index.require_source()
-    model = build_network(config, int(summary["data"]["channels"]))
-    load(model, state.server)
-    number, done = state.server.round, 0
+    folder.summary()
+    with locked(folder.path):
+        trained_on = _TrainedOn.read(folder)
+        state = folder.load(checkpoint)
+        index = _index_like(trained_on, Path(data), adapter, config.data.size, on_indexing)
+        if config.data.score_size == "native":
+            index.require_source()
+        require_lesions("external", index.table, "score them together with others")
+        model = build_network(config, trained_on.channels)
+        load(model, state.server)
+        number, done = state.server.round, 0
 
-    def note(_: Prediction, __: float) -> None:
-        nonlocal done
-        done += 1
-        for listener in listeners:
-            listener(Scoring(number, "external", done, len(index)))
+        def note(_: Prediction, __: float) -> None:
+            nonlocal done
+            done += 1
+            for listener in listeners:
+                listener(Scoring(number, "external", done, len(index)))
 
-    rows = build_scorer(config).score(
-        model, index, range(len(index)), part="external", number=number, on_prediction=note
-    )
-    seen = set(folder.split().query("part in ('train', 'validation')")["image_hash"])
-    known = {str(site): int(cases["image_hash"].isin(seen).sum()) for site, cases in index.table.groupby("site")}
-    about = {"checkpoint": checkpoint, "round": number}
-    before = summary.get("external") or {}
-    all_known = (before["known_cases_of_site"] if before.get("round") == number else {}) | known
-    told = {"known_cases": sum(all_known.values()), "known_cases_of_site": all_known}
-    folder.finish(summary | {"external": about | told | summarise(folder.keep_external(rows))})
-    return about | {"known_cases": sum(known.values())} | summarise(rows)
+        rows = build_scorer(config).score(
+            model, index, range(len(index)), part="external", number=number, on_prediction=note
+        )
+        seen = index.table["image_hash"].isin(trained_on.images)
+        known = {str(site): int(found.sum()) for site, found in seen.groupby(index.table["site"])}
+        about = {"checkpoint": checkpoint, "round": number}
+        all_known = {**trained_on.known_cases.get(number, {}), **known}
+        told = {"known_cases": sum(all_known.values()), "known_cases_of_site": all_known}
+        external = about | told | summarise(folder.keep_external(rows))
+        folder.finish({**folder.summary(), "external": external})
+        return about | {"known_cases": sum(known.values())} | summarise(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainedOn:
+    """What a finished run tells of the data that it knows.
+
+    Attributes:
+        small_rule: Which lesions are small.
+        channels: Channels of the images, which the network takes.
+        images: Hashes of the images that it was trained or selected on.
+        known_cases: By the round that was scored, how many of each external site's images are among them.
+    """
+
+    small_rule: SmallRule
+    channels: int
+    images: frozenset[str]
+    known_cases: Mapping[int, Mapping[str, int]]
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> _TrainedOn:
+        split, summary = folder.split(), folder.summary()
+        with understood(folder.path / "summary.json"):
+            external = summary.get("external")
+            return cls(
+                small_rule=SmallRule(**summary["data"]["small_rule"]),
+                channels=int(summary["data"]["channels"]),
+                images=frozenset(split.loc[split["part"].isin(("train", "validation")), "image_hash"]),
+                known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
+            )
 
 
 def _index_like(
-    trained_on: Mapping[str, Any], data: Path, adapter: str | None, size: int, on_indexing: Progress | None
+    trained_on: _TrainedOn, data: Path, adapter: str | None, size: int, on_indexing: Progress | None
 ) -> Index:
     """Opens data with the rule and the colours that a run was trained with."""
-    rule = SmallRule(**trained_on["small_rule"])
-    index = open_data(data, adapter=adapter, size=size, small_rule=rule, on_progress=on_indexing)
-    if index.channels < trained_on["channels"]:
+    index = open_data(data, adapter=adapter, size=size, small_rule=trained_on.small_rule, on_progress=on_indexing)
+    if index.channels < trained_on.channels:
         return index.in_colour()
-    if index.channels > trained_on["channels"]:
+    if index.channels > trained_on.channels:
         raise DataError(
             f"{data}: holds colour images, the run's network takes grey ones; convert the images to grey first"
         )

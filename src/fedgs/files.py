@@ -9,62 +9,151 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fedgs.errors import CheckpointError
 
-__all__ = ["BLANK_SEAL", "TEMPORARY_SUFFIX", "read_sealed", "seal", "write_atomically", "write_json"]
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "copy_atomically",
+    "read_sealed",
+    "replacing",
+    "write_atomically",
+    "write_json",
+    "write_sealed",
+]
 
 TEMPORARY_SUFFIX = ".fedgs-part"
-BLANK_SEAL = "0" * 64
+_BLANK_SEAL = "0" * 64
 _SEAL_FIELD = b'"fedgs":"'
 
 
-def write_atomically(path: Path, content: bytes | bytearray | memoryview | str, *, durable: bool = True) -> None:
-    """Replaces a file in one step, so that a reader or a crash sees the old or the new content, never a part.
+@contextmanager
+def replacing(path: Path, *, durable: bool = True, previous: Path | None = None) -> Iterator[Path]:
+    """Gives a path to write to; when the block ends well, what was written there replaces the file in one step.
+
+    A reader or a crash sees the old or the new content, never a part of it.
 
     Args:
-        path: File to write; its folder must exist.
-        content: Bytes, or text that is written as UTF-8.
+        path: File to replace; its folder must exist.
         durable: Wait until the disk has it, so that it survives a power cut; a cache may do without.
+        previous: Where the old file, if there is one, goes just before the new one takes its place.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; the old file is then unchanged.
     """
-    payload = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
-        with temporary.open("xb") as file:
-            file.write(payload)
-            if durable:
-                file.flush()
+        yield temporary
+        if durable:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            path.replace(previous)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the name that people know
         raise
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_atomically(path: Path, content: bytes | bytearray | memoryview | str, *, durable: bool = True) -> None:
+    """Replaces a file by some content, see `replacing`; text is written as UTF-8."""
+    with replacing(path, durable=durable) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def copy_atomically(source: Path, path: Path, *, previous: Path | None = None) -> None:
+    """Replaces a file by a copy of another one, see `replacing`."""
+    with replacing(path, previous=previous) as part:
+        shutil.copyfile(source, part)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
     """Writes an indented JSON object atomically; a number that is not finite is refused, since JSON has none."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", durable=durable)
 
 
-def seal(content: bytearray) -> str:
-    """Puts a checksum over all bytes of a safetensors file into the file itself.
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives what JSON can hold with a checksum over it as its last entry."""
+    plain = {name: value for name, value in content.items() if name != "checksum"}
+    return plain | {"checksum": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
 
-    The metadata of the file must hold one entry ``"fedgs"`` whose value starts with `BLANK_SEAL`. Equal content gives
-    an equal checksum.
+
+def require_intact(path: Path, content: Mapping[str, Any]) -> None:
+    """Compares what was read with its checksum, where it has one.
+
+    Raises:
+        CheckpointError: It was altered.
+    """
+    if "checksum" in content and sealed(content)["checksum"] != content["checksum"]:
+        raise CheckpointError(f"{path}: its checksum does not match: it was altered; restore it from a copy")
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Reads a JSON object, whose checksum is compared where it has one.
+
+    Raises:
+        CheckpointError: It is missing, no JSON object, or was altered.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it from a copy, or train again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; restore it from a copy, or train again")
+    require_intact(path, content)
+    return content
+
+
+def write_sealed(
+    path: Path,
+    save: Callable[[Path, dict[str, str]], None],
+    description: Mapping[str, Any],
+    *,
+    durable: bool = True,
+    previous: Path | None = None,
+) -> str:
+    """Writes a sealed safetensors file atomically; equal content gives equal bytes.
+
+    Args:
+        path: File to write.
+        save: Writes the tensors with some metadata as a safetensors file to a path.
+        description: What JSON can hold.
+        durable: As for `replacing`.
+        previous: As for `replacing`.
 
     Returns:
-        The checksum, 64 hexadecimal digits.
+        The checksum of the content, 64 hexadecimal digits.
     """
-    start = content.index(_SEAL_FIELD) + len(_SEAL_FIELD)
-    checksum = hashlib.sha256(content).hexdigest()
-    content[start : start + len(checksum)] = checksum.encode()
+    # One metadata entry only: safetensors writes several in an order that changes from process to process.
+    metadata = {"fedgs": _BLANK_SEAL + json.dumps(description, sort_keys=True, allow_nan=False)}
+    with replacing(path, durable=durable, previous=previous) as part:
+        try:
+            save(part, metadata)
+        except SafetensorError as error:  # a full disk, of which only the text tells
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from error
+        return _seal(part)
+
+
+def _seal(path: Path) -> str:
+    """Puts a checksum over all bytes of the file, with a blank seal, in the place of that seal."""
+    with path.open("rb+") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        header = file.read(8 + int.from_bytes(file.read(8), "little"))
+        file.seek(8 + header.index(_SEAL_FIELD) + len(_SEAL_FIELD))
+        file.write(checksum.encode())
     return checksum
 
 
@@ -86,9 +175,9 @@ def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise CheckpointError(f"{path}: not a file of fedgs, or damaged at its beginning; restore it from a copy")
     view = memoryview(content)
     digest = hashlib.sha256(view[:start])
-    digest.update(BLANK_SEAL.encode())
-    digest.update(view[start + len(BLANK_SEAL) :])
-    if digest.hexdigest().encode() != content[start : start + len(BLANK_SEAL)]:
+    digest.update(_BLANK_SEAL.encode())
+    digest.update(view[start + len(_BLANK_SEAL) :])
+    if digest.hexdigest().encode() != content[start : start + len(_BLANK_SEAL)]:
         raise CheckpointError(f"{path}: its checksum does not match: cut short or altered; restore it from a copy")
     text: str = json.loads(content[8:header_end])["__metadata__"]["fedgs"]
-    return content, json.loads(text[len(BLANK_SEAL) :])
+    return content, json.loads(text[len(_BLANK_SEAL) :])

@@ -14,6 +14,7 @@ from PIL import Image
 from fedgs.data.index import Index
 from fedgs.evaluation import Prediction
 from fedgs.files import write_atomically
+from fedgs.tables import as_csv
 
 __all__ = ["Gallery"]
 
@@ -55,7 +56,7 @@ class Gallery:
     def close(self) -> None:
         """Writes the list of the pictures."""
         if self._cases:
-            write_atomically(self._folder / "cases.csv", pd.DataFrame(self._cases).to_csv(index=False))
+            write_atomically(self._folder / "cases.csv", as_csv(pd.DataFrame(self._cases)))
 
 
 def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

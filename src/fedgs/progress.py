@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedgs.errors import MissingExtraError
 from fedgs.events import (
+    Careful,
     Event,
     Listener,
     RoundFinished,
@@ -102,6 +103,8 @@ class PlainLines:
     def __call__(self, event: Event) -> None:
         """Writes a line if it is time."""
         self._clock(event)
+        if isinstance(event, Careful):
+            _warn(self._console, event)
         quiet = time.monotonic() - self._last > _QUIET_S
         if isinstance(event, RoundFinished) or (quiet and isinstance(event, (StepTaken, SiteFinished, Scoring))):
             clock = self._clock
@@ -139,6 +142,8 @@ class LiveBar:
     def __call__(self, event: Event) -> None:
         """Moves the bar."""
         self._clock(event)
+        if isinstance(event, Careful):
+            _warn(self._bar.console, event)
         clock = self._clock
         if isinstance(event, RunStarted):
             self._bar.start()
@@ -196,6 +201,10 @@ class CountingBar:
 def show_progress(console: Console) -> LiveBar | PlainLines:
     """Gives the listener that suits where the output goes."""
     return LiveBar(console) if console.is_terminal else PlainLines(console)
+
+
+def _warn(console: Console, event: Careful) -> None:
+    console.print(f"Careful: {event.message}", highlight=False, soft_wrap=True, markup=False)
 
 
 def tensorboard(folder: Path) -> Listener:

@@ -8,10 +8,11 @@ round.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ import pandas as pd
 import torch
 
 from fedgs.checkpoint import load_tensors, save_tensors
-from fedgs.config import RunConfig, read_config
+from fedgs.config import RunConfig, configure, read_config, write_config
 from fedgs.core import Global
 from fedgs.engine import Best, State
-from fedgs.errors import CheckpointError, ConfigError
-from fedgs.files import TEMPORARY_SUFFIX, write_atomically, write_json
-from fedgs.metrics.table import SCORE_COLUMNS, read_scores
+from fedgs.errors import CheckpointError, ConfigError, DataError, understood
+from fedgs.files import TEMPORARY_SUFFIX, copy_atomically, read_json, sealed, write_atomically, write_json
+from fedgs.locks import LOCK_FILE
+from fedgs.metrics.table import SCORE_COLUMNS, read_scores, summarise
+from fedgs.spool import Spool
+from fedgs.tables import as_csv, read_csv
 
-__all__ = ["CHECKPOINTS", "RunFolder", "describe_machine"]
+__all__ = ["CHECKPOINTS", "RunFolder", "describe_machine", "refuse_foreign"]
 
 CHECKPOINTS = ("last", "best", "best_small")
 _MEMORY = "memory"
@@ -54,6 +58,13 @@ class RunFolder:
         """Whether the run is complete."""
         return (self.path / "summary.json").is_file()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is there, a lock apart."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(entry.name == LOCK_FILE for entry in self.path.iterdir())
+
     def checkpoint(self, name: str) -> Path:
         """Gives the path of a checkpoint's tensors; they need not exist."""
         return self.path / "checkpoints" / f"{name}.safetensors"
@@ -62,21 +73,33 @@ class RunFolder:
         """Reads the settings of the run.
 
         Raises:
-            ConfigError: The folder is not that of a run.
+            ConfigError: The folder is not that of a run, or its settings cannot be read.
+            CheckpointError: They are not those that the run began with.
         """
         if not (self.path / "config.toml").is_file():
             raise ConfigError(
                 f"{self.path}: is not a run folder, it has no config.toml; name what 'fedgs train --out' wrote"
             )
-        return read_config(self.path / "config.toml")
+        config = read_config(self.path / "config.toml")
+        if self.environment().get("settings") not in (None, _checksum(config)):
+            raise CheckpointError(
+                f"{self.path / 'config.toml'}: was altered, its settings are not those that the run began with (by "
+                "environment.json); restore it from a copy"
+            )
+        return config
 
     def environment(self) -> Mapping[str, Any]:
         """Reads environment.json."""
-        return _read_json(self.path / "environment.json")
+        return read_json(self.path / "environment.json")
 
     def split(self) -> pd.DataFrame:
         """Reads split.csv; names stay text."""
-        return pd.read_csv(self.path / "split.csv", dtype=str, keep_default_na=False)
+        path = self.path / "split.csv"
+        split = read_csv(path, {})
+        if self.environment().get("split") not in (None, _hash(path.read_bytes())):
+            raise CheckpointError(f"{path}: was altered since the run began; restore it from a copy")
+        with understood(path):
+            return split.astype(dict.fromkeys(("site", "case", "part", "image_hash"), str))
 
     def summary(self) -> Mapping[str, Any]:
         """Reads summary.json.
@@ -88,9 +111,9 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: the run is not finished; finish it with: fedgs train --out {self.path} --resume"
             )
-        return _read_json(self.path / "summary.json")
+        return read_json(self.path / "summary.json")
 
-    def create(self, config: str, environment: Mapping[str, Any], split: pd.DataFrame) -> None:
+    def create(self, config: RunConfig, environment: Mapping[str, Any], split: pd.DataFrame) -> None:
         """Makes the folder of a run that starts from the beginning.
 
         Raises:
@@ -98,19 +121,22 @@ class RunFolder:
         """
         refuse_foreign(self.path)
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for stale in self.path.rglob(f".*{TEMPORARY_SUFFIX}"):
-            stale.unlink()
-        write_json(self.path / "environment.json", environment)
-        write_atomically(self.path / "split.csv", split.to_csv(index=False))
-        write_atomically(self.path / "config.toml", config)
+        table = as_csv(split)
+        began_with = {"settings": _checksum(config), "split": _hash(table.encode())}
+        write_json(self.path / "environment.json", sealed({**environment, **began_with}))
+        write_atomically(self.path / "split.csv", table)
+        write_atomically(self.path / "config.toml", write_config(config))
 
-    def restore(self) -> State:
+    def restore(self, careful: Callable[[str], None]) -> State:
         """Gives the state after the last finished round, and forgets what the tables hold beyond it.
 
         A damaged ``last`` gives way to the round before.
 
+        Args:
+            careful: Told so, where that happens.
+
         Raises:
-            CheckpointError: No intact checkpoint is there.
+            CheckpointError: No intact checkpoint is there, or the tables lack what they must hold.
         """
         try:
             state = self.load("last")
@@ -118,16 +144,43 @@ class RunFolder:
             if not self.checkpoint("previous").is_file():
                 raise
             damaged = self.checkpoint("last")
-            self.log(f"{error if damaged.is_file() else 'killed between two files'}; going on from the round before")
+            careful(f"{error if damaged.is_file() else 'killed between two files'}; going on from the round before")
             state = self.load("previous")
             damaged.unlink(missing_ok=True)  # the next round must not put it in the place of the intact one
-        finished = state.server.round
-        lines = (self.path / "rounds.jsonl").read_text().splitlines() if finished else []
-        self._records = [record for line in lines if (record := json.loads(line))["round"] <= finished]
-        if (self.path / "scores.csv").is_file():
+        self._records = self._read_records(state.server.round)
+        if any(record["validation"] for record in self._records):
             scores = read_scores(self.path / "scores.csv")
-            self.keep_scores(scores[scores["round"] <= finished])
+            self.keep_scores(scores[scores["round"] <= state.server.round])
+            self._require_agreement()
         return state
+
+    def _read_records(self, finished: int) -> list[dict[str, Any]]:
+        path = self.path / "rounds.jsonl"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; restore it from a copy, or start a new run with another --out")
+        with understood(path):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            records = [record for line in lines if (record := json.loads(line))["round"] <= finished]
+            if [record["round"] for record in records] != list(range(1, finished + 1)):
+                raise ValueError(f"expected the rounds 1 to {finished}")
+            return records
+
+    def _require_agreement(self) -> None:
+        """Two files tell the validation scores; where they disagree, one of them is damaged."""
+        nothing = pd.DataFrame(columns=SCORE_COLUMNS)
+        for record in self._records:
+            number, told = record["round"], record["validation"]
+            if told is None:
+                continue
+            try:
+                agrees = summarise(self._scores.get((number, "validation"), nothing)) == told
+            except DataError:
+                agrees = False
+            if not agrees:
+                raise CheckpointError(
+                    f"{self.path / 'scores.csv'}: its validation scores of round {number} are not those that "
+                    "rounds.jsonl tells, so one of them was altered; restore both from a copy"
+                )
 
     def load(self, name: str) -> State:
         """Reads the state that a checkpoint holds.
@@ -137,8 +190,8 @@ class RunFolder:
         """
         if not self.checkpoint(name).is_file():
             raise CheckpointError(
-                f"{self.path}: keeps no checkpoint '{name}'; 'best' needs validation images, 'best_small' small ones "
-                "among them, and 'last' is always there"
+                f"{self.checkpoint(name)}: no such checkpoint; 'best' needs validation images, 'best_small' small ones "
+                "among them, and 'last' is there once a round is finished"
             )
         tensors, description = load_tensors(self.checkpoint(name))
         if description.get("format") != 1:
@@ -170,7 +223,7 @@ class RunFolder:
         external, number = before["part"] == "external", rows["round"].iloc[0]
         replaced = external & (before["round"] == number) & before["site"].isin(rows["site"])
         scores: pd.DataFrame = pd.concat([before[~replaced], rows], ignore_index=True)
-        write_atomically(self.path / "scores.csv", scores.to_csv(index=False))
+        write_atomically(self.path / "scores.csv", as_csv(scores))
         of_round: pd.DataFrame = scores[(scores["part"] == "external") & (scores["round"] == number)]
         return of_round
 
@@ -178,8 +231,12 @@ class RunFolder:
         """Writes scores.csv and gives its rows."""
         tables = [self._scores[key] for key in sorted(self._scores, key=lambda key: (key[0], str(key[1])))]
         scores = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SCORE_COLUMNS)
-        write_atomically(self.path / "scores.csv", scores.to_csv(index=False))
+        write_atomically(self.path / "scores.csv", as_csv(scores))
         return scores
+
+    def spool(self) -> Spool:
+        """Gives what holds the updates of a round until they are aggregated."""
+        return Spool(self.path / "checkpoints" / "updates")
 
     def commit(self, state: State, record: Mapping[str, Any], improved: Sequence[str]) -> None:
         """Keeps a finished round: tables, best checkpoints, and last the checkpoint that makes it count."""
@@ -188,21 +245,30 @@ class RunFolder:
         write_atomically(self.path / "rounds.jsonl", "".join(f"{line}\n" for line in lines))
         if record["validation"] is not None:
             self.write_scores()
-        for name in improved:
-            self._save(name, state)
-        self._save("last", state, keep_previous=True)
+        last, previous = self.checkpoint("last"), self.checkpoint("previous")
+        best = [self.checkpoint(name) for name in improved]
+        if best:  # the same bytes under two or three names are made once
+            checksum = self._save(best[0], state)
+            for path in best[1:]:
+                copy_atomically(best[0], path)
+            copy_atomically(best[0], last, previous=previous)
+        else:
+            checksum = self._save(last, state, previous=previous)
+        about = {"round": state.server.round, "checksum": checksum, "host": socket.gethostname()}
+        for path in (*best, last):
+            write_json(path.with_suffix(".json"), about | {"written": _now()}, durable=False)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run as complete."""
-        write_json(self.path / "summary.json", summary)
+        write_json(self.path / "summary.json", sealed(summary))
 
     def log(self, message: str) -> None:
         """Adds a line with the time to log.txt."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{now} {message}\n")
+            file.write(f"{_now()} {message}\n")
 
-    def _save(self, name: str, state: State, *, keep_previous: bool = False) -> None:
+    def _save(self, path: Path, state: State, *, previous: Path | None = None) -> str:
+        """Writes a checkpoint and gives its checksum."""
         server = state.server
         sites = sorted(state.memories)
         tensors: dict[str, torch.Tensor] = {}
@@ -212,25 +278,26 @@ class RunFolder:
             tensors |= {f"{_MEMORY}/{index}/{key}": tensor for key, tensor in state.memories[site].items()}
         best = {kind: {"round": best.round, "mean": best.mean} for kind, best in state.best.items()}
         description = {"format": 1, "round": server.round, "best": best, "memory_sites": sites}
-        path = self.checkpoint(name)
-        if keep_previous and path.is_file():
-            path.replace(self.checkpoint("previous"))
-        checksum = save_tensors(path, tensors, description)
-        about = {"round": server.round, "checksum": checksum, "best": best, "host": socket.gethostname()}
-        write_json(path.with_suffix(".json"), about | {"written": datetime.datetime.now(datetime.UTC).isoformat()})
+        return save_tensors(path, tensors, description, previous=previous)
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); restore it from a copy, or train again") from error
-    return content
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _checksum(config: RunConfig) -> str:
+    """Tells settings apart; where data and device are may change while a run lasts."""
+    return _hash(write_config(configure(config, data=None, device="any")).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def refuse_foreign(path: Path) -> None:
     """Refuses a path whose content does not come from a run that never got to its first round."""
     known = {"checkpoints", "config.toml", "environment.json", "split.csv", "log.txt", "rounds.jsonl", "scores.csv"}
+    known |= {LOCK_FILE}
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: is a file; --out must name a new folder")
     foreign = [p.name for p in path.glob("*") if p.name not in known and not p.name.endswith(TEMPORARY_SUFFIX)]
@@ -250,5 +317,5 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _now(),
     }

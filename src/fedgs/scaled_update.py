@@ -41,7 +41,7 @@ class ScaledUpdate:
     The round is cut into *segments* of steps. A segment from weights w_0 to w_T adds
     ``scale * ((w_0 - w_T) - decayed * w_0)``, where ``decayed`` is what decoupled weight decay took. With
     ``exact=True`` every step is a segment, and changes of the weights between steps (EMA swap, clamping) do not count.
-    With ``exact=False`` a run of unscaled steps is one segment, which makes them free, and changes between them count.
+    With ``exact=False`` a run of unscaled steps is one segment, which makes them free, and changes between steps count.
     The error is, entry by entry, at most ``c * sum of |u_s|`` with c the sum of ``lr * weight_decay`` over the segment,
     and a new one starts before c exceeds 1e-3; it is 0 without decoupled decay or with ``count_weight_decay=True``.
 
@@ -212,8 +212,8 @@ class ScaledUpdate:
         for track in self._tracks.values():
             track.decayed = 0.0
             if track.start is None:
-                track.start = track.parameter.detach().clone()
-            else:
+                track.start = track.parameter.detach().to(wide(track.parameter.dtype), copy=True)
+            elif self._exact or not self._steps:
                 track.start.copy_(track.parameter)
 
     @torch.no_grad()
@@ -223,15 +223,17 @@ class ScaledUpdate:
             return
         for track in self._tracks.values():
             assert track.start is not None
-            start = track.start.to(wide(track.start.dtype))
-            # In this order: (1 - decayed) * start - after would lose three digits in float32.
-            moved = start - track.parameter
-            if track.decayed:
-                moved.add_(start, alpha=-track.decayed)
+            # The start is moved + parameter. Forming (1 - decayed) * start - parameter would lose three digits in
+            # float32; scale * ((1 - decayed) * moved - decayed * parameter) keeps them, in place and without a copy.
+            moved, share = track.start.sub_(track.parameter), scale * (1 - track.decayed)
             if track.total is None:
-                track.total = moved.mul_(scale)
+                track.total = moved * share
             else:
-                track.total.add_(moved, alpha=scale)
+                track.total.add_(moved, alpha=share)
+            if track.decayed:
+                track.total.add_(track.parameter, alpha=-scale * track.decayed)
+            if not self._exact:
+                track.start.copy_(track.parameter)  # while it is in the cache: the next segment starts here
 
     def _with_gradient(self) -> set[int]:
         members = (parameter for track in self._tracks.values() for _, parameter in track.members)

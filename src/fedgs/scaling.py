@@ -44,9 +44,7 @@ def difficulty_of_area(area: int, pixels: int, *, base: float) -> float:
     check_difficulty(base)
     if not 0 <= area <= pixels:
         raise ConfigError(f"area must lie between 0 and the {pixels} pixels of the image, got {area}")
-    if area == 0:
-        return 0.0
-    return min(math.tanh((math.log(pixels / area) / math.log(base)) ** 2), math.nextafter(1.0, 0.0))
+    return _difficulty(area, pixels, math.log(base))
 
 
 def scale_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: str = "image") -> float:
@@ -72,11 +70,11 @@ def scale_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: 
     Source: Schutte et al., FedGS, arXiv 2408.11701.
     """
     _check(masks, is_small, base, difficulty)
-    flagged = masks[is_small]
     pixels = math.prod(masks.shape[1:])
     measure = _smallest_area if difficulty == "lesion" else np.count_nonzero
-    areas = [int(measure(mask)) for mask in flagged.cpu().numpy()]
-    eta = 1.0 + 2.0 / len(masks) * math.fsum(difficulty_of_area(area, pixels, base=base) for area in areas)
+    areas = [int(measure(mask)) for mask, flag in zip(masks.cpu().numpy(), is_small.tolist(), strict=True) if flag]
+    log_base = math.log(base)
+    eta = 1.0 + 2.0 / len(masks) * math.fsum(_difficulty(area, pixels, log_base) for area in areas)
     return min(eta, math.nextafter(3.0, 0.0))
 
 
@@ -90,6 +88,12 @@ def check_difficulty(base: float, difficulty: str = "image") -> None:
         raise ConfigError(f"base must be a finite number above 1, got {base!r}; 100 suits polyps, 1000 liver tumours")
     if difficulty not in DIFFICULTIES:
         raise unknown_choice("difficulty", difficulty, DIFFICULTIES)
+
+
+def _difficulty(area: int, pixels: int, log_base: float) -> float:
+    if area == 0:
+        return 0.0
+    return min(math.tanh((math.log(pixels / area) / log_base) ** 2), math.nextafter(1.0, 0.0))
 
 
 def _check(masks: Tensor, is_small: Tensor, base: float, difficulty: str) -> None:

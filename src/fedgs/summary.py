@@ -43,7 +43,11 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
         "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
         "sites": sites,
         "patients_unknown": sum(unknown_patients(index.table).values()),
-        "leaks": {"patients": sum(found.patients.values()), "duplicates": sum(found.duplicates.values())},
+        "leaks": {
+            "patients": sum(found.patients.values()),
+            "duplicates": sum(found.duplicates.values()),
+            "near_duplicates": sum(found.near_duplicates.values()),
+        },
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,15 @@ from torch.nn.parameter import is_lazy
 from fedgs.errors import ConfigError
 
 __all__ = [
+    "Difference",
     "Tensors",
-    "accumulate",
     "buffers_of",
-    "difference",
     "float_buffers_of",
     "is_instance",
     "load_tensors_into",
     "norm",
+    "norms",
+    "numbers",
     "storage_key",
     "unwrap",
     "weights_of",
@@ -38,29 +39,37 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def accumulate(total: dict[str, Tensor], tensors: Tensors, share: float) -> None:
-    """Adds ``share * tensors`` to a running total, in at least float32.
+class Difference(Mapping[str, Tensor]):
+    """``before - after`` for every name of ``after``, in at least float32; each is formed when it is asked for."""
 
-    The first call fills the empty total; memory stays at one model however many are added.
-    """
-    for name, tensor in tensors.items():
-        if name in total:
-            total[name].add_(tensor.to(total[name].device), alpha=share)
-        else:
-            total[name] = tensor.detach().to(wide(tensor.dtype)) * share
+    def __init__(self, before: Tensors, after: Tensors) -> None:
+        self._before, self._after = before, after
+
+    def __getitem__(self, name: str) -> Tensor:
+        after = self._after[name].detach()
+        return self._before[name].detach().to(after.device, wide(after.dtype)) - after
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._after)
+
+    def __len__(self) -> int:
+        return len(self._after)
 
 
-def difference(before: Tensors, after: Tensors) -> dict[str, Tensor]:
-    """Gives ``before - after`` for every name of ``after``, in at least float32."""
-    return {
-        name: before[name].detach().to(tensor.device, wide(tensor.dtype)) - tensor.detach()
-        for name, tensor in after.items()
-    }
+def norms(tensors: Tensors) -> dict[str, float]:
+    """Gives the Euclidean norm of every tensor; in float32 it is not finite either where an entry is beyond 1e19."""
+    lengths = [torch.linalg.vector_norm(tensor.detach()) for tensor in tensors.values()]
+    return dict(zip(tensors, numbers(lengths), strict=True))
 
 
 def norm(tensors: Tensors) -> float:
     """Gives the Euclidean norm over all entries of all tensors."""
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors.values()))
+    return math.hypot(*norms(tensors).values())
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Reads scalars of any float type from their device, all at once, so that it has to be waited for once."""
+    return torch.stack([scalar.detach().double() for scalar in scalars]).tolist() if scalars else []
 
 
 def weights_of(model: Module) -> dict[str, Parameter]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedgs.data.index import Index, build_index
+
 WriteCase = Callable[..., tuple[Path, Path]]
 
 
@@ -41,6 +43,12 @@ def source(tmp_path: Path, write_case: WriteCase) -> Path:
         for name, side in (("a", 20), ("b", 3), ("c", 0)):
             write_case(folder, site, name, side=side)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_index(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """The real frames of five hospitals, indexed."""
+    return build_index(shared / "data" / "polypgen", tmp_path_factory.mktemp("real") / "index", size=32)
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedgs.data import cache
-from fedgs.data.index import build_index, open_data, open_index
+from fedgs.data import cache, table
+from fedgs.data.index import Index, build_index, open_data, open_index
 from fedgs.data.lesions import SMALL_RULES, SmallRule
+from fedgs.data.near import near_hash
 from fedgs.data.table import COLUMNS
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import TEMPORARY_SUFFIX
@@ -455,16 +456,45 @@ def test_a_moved_source_keeps_its_index(source: Path, tmp_path: Path, read_cases
 def test_an_index_of_a_newer_version_is_refused(source: Path, tmp_path: Path, snapshot: Snapshot) -> None:
     folder = build_index(source, tmp_path / "index", size=32).folder
     settings = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(settings | {"format": 2}))
+    (folder / "index.json").write_text(json.dumps(settings | {"format": 3}))
     before = snapshot(folder)
     for attempt in (
         lambda: open_index(folder),
         lambda: build_index(source, folder, size=32),
         lambda: open_data(folder),
     ):
-        with pytest.raises(DataError, match="format 2, this version of fedgs reads 1; update fedgs"):
+        with pytest.raises(DataError, match="format 3, this version of fedgs reads 2; update fedgs"):
             attempt()
     assert snapshot(folder) == before
+
+
+def test_an_index_of_an_older_version_is_made_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_cases: list[tuple[str, str]]
+) -> None:
+    with monkeypatch.context() as patch:
+        for module in (cache, table):
+            patch.setattr(module, "_FORMAT", 1)
+        folder = build_index(source, tmp_path / "index", size=32).folder
+    for attempt in (lambda: open_index(folder), lambda: open_data(folder)):
+        with pytest.raises(DataError, match=r"older version .*format 1, this one reads 2.*'fedgs index' again on /"):
+            attempt()
+    with pytest.raises(DataError, match="is the index of"):
+        build_index(shutil.copytree(source, tmp_path / "other"), folder, size=32)
+    read_cases.clear()
+    again = build_index(source, folder, size=32)
+    assert len(read_cases) == 6
+    assert again.frame(0).any()
+    pd.testing.assert_frame_equal(open_index(folder).table, again.table)
+
+
+def test_the_hash_of_what_a_frame_shows_is_kept(source: Path, tmp_path: Path) -> None:
+    index = build_index(source, tmp_path / "index", size=32)
+    images = [cache.read_image(source / image) for image in index.table["image"]]
+    assert index.table["near_hash"].tolist() == [near_hash(image) for image in images]
+    flat = source / "north" / "images" / "a.png"
+    Image.new("RGB", (64, 48)).save(flat)
+    build_index(source, tmp_path / "index", size=32)
+    assert open_index(tmp_path / "index").table["near_hash"][0] == ""
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
@@ -489,9 +519,8 @@ def test_a_systematic_error_stops_early_and_shows_a_few(tmp_path: Path, write_ca
     assert str(error.value).count("is empty") == 10
 
 
-def test_the_real_frames_agree_with_their_description(shared: Path, tmp_path: Path) -> None:
-    index = build_index(shared / "data" / "polypgen", tmp_path / "index", size=32)
-    table = index.table.assign(is_empty=index.table["lesion_area"] == 0).groupby("site")
+def test_the_real_frames_agree_with_their_description(real_index: Index) -> None:
+    table = real_index.table.assign(is_empty=real_index.table["lesion_area"] == 0).groupby("site")
     assert table.size().to_dict() == {"C1": 256, "C2": 301, "C3": 457, "C4": 227, "C5": 208}
     assert table["is_empty"].sum().to_dict() == {"C1": 5, "C2": 32, "C3": 1, "C4": 81, "C5": 2}
     assert table["is_tiny"].sum().to_dict() == {"C1": 9, "C2": 4, "C3": 12, "C4": 16, "C5": 26}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +22,20 @@ Row = tuple[str, str, str | None, bool, int, str]
 def make_table(rows: Sequence[Row]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["site", "case", "patient", "is_small", "lesion_area", "image_hash"])
     table["image"] = "images/" + table["case"] + ".jpg"
+    table["near_hash"] = [near_hash_of(image) for image in table["image_hash"]]
     return table.sort_values(["site", "case"], ignore_index=True)
+
+
+def near_hash_of(image: str) -> str:
+    """A hash that is near those of the images with the same name before the ~, and of no others."""
+    look, _, detail = image.partition("~")
+    digits = hashlib.sha256(look.encode()).hexdigest()
+    return digits[:-4] + hashlib.sha256(detail.encode()).hexdigest()[:4] if detail else digits
 
 
 @st.composite
 def tables(draw: st.DrawFn, shared_images: bool = True) -> pd.DataFrame:
-    """Some sites with patients of any size, unknown patients and (also between sites) duplicates."""
+    """Some sites with patients of any size, unknown patients and (also between sites) duplicates and near ones."""
     rows = []
     for site in "ABC"[: draw(st.integers(1, 3))]:
         patients = draw(st.integers(1, 12))
@@ -36,6 +45,7 @@ def tables(draw: st.DrawFn, shared_images: bool = True) -> pd.DataFrame:
             area = 100 if small else draw(st.sampled_from([0, 9000]))
             name = f"{number}_{patient}"
             image = f"twin{draw(st.integers(0, 9))}" if draw(st.integers(0, 19)) == 0 else f"{site}{name}"
+            image = f"near{draw(st.integers(0, 9))}~{image}" if draw(st.integers(0, 9)) == 0 else image
             if not shared_images:
                 image = site + image
             rows.append((site, name, None if patient is None else str(patient), small, area, image))
@@ -58,7 +68,12 @@ def group_of_case(table: pd.DataFrame) -> list[int]:
     changed = True
     while changed:
         changed = False
-        for keys in (list(zip(table.site, table.patient, strict=True)), list(zip(table.image_hash, strict=True))):
+        looks = table.image_hash.str.split("~").str[0]
+        for keys in (
+            list(zip(table.site, table.patient, strict=True)),
+            list(zip(table.image_hash, strict=True)),
+            list(zip(looks, strict=True)),
+        ):
             lowest: dict[tuple[object, ...], int] = {}
             for row, key in enumerate(keys):
                 if not pd.isna(key[-1]):
@@ -302,11 +317,45 @@ def test_leaks_are_counted_per_site() -> None:
         part=["train", "test_in", "train", "train", "test_out", "test_out", "excluded"]
     )
     assert leaks(table, split) == Leaks(
-        patients={"A": 1, "B": 0}, known_patients={"A": 2, "B": 2}, duplicates={"A": 1, "B": 1}
+        patients={"A": 1, "B": 0},
+        known_patients={"A": 2, "B": 2},
+        duplicates={"A": 1, "B": 1},
+        near_duplicates={"A": 0, "B": 0},
     )
     split["part"] = "train"
     assert not leaks(table, split)
     assert unknown_patients(table) == {"A": 1, "B": 0}
+
+
+def test_near_duplicates_that_stand_in_several_parts_are_counted_per_site() -> None:
+    images = {
+        "A": ["one~a", "one~b", "two~a", "two~b", "two~b", "copy", "copy"],
+        "B": ["two~c", "three~a", "three~b", "four~a", "four~b"],
+    }
+    table = make_table(
+        [(site, f"c{i}", None, False, 9, image) for site, names in images.items() for i, image in enumerate(names)]
+    )
+    parts = {
+        "A": ["train", "test_in", "train", "train", "train", "train", "test_in"],
+        "B": ["test_out", "train", "train", "validation", "excluded"],
+    }
+    split = table[["site", "case"]].assign(part=[*parts["A"], *parts["B"]])
+    found = leaks(table, split)
+    assert found.near_duplicates == {"A": 2, "B": 1}
+    assert found.duplicates == {"A": 1, "B": 0}
+    assert found
+    split.loc[split.case == "c1", "part"] = "train"
+    split.loc[split.site == "B", "part"] = "train"
+    assert leaks(table, split).near_duplicates == {"A": 0, "B": 0}
+
+
+def test_near_duplicates_of_the_unseen_site_are_excluded() -> None:
+    rows: list[Row] = [("A", f"a{i}", None, False, 9, f"a{i}") for i in range(10)]
+    rows += [("A", "near", "p", False, 9, "look~1"), ("A", "same patient", "p", False, 9, "x")]
+    rows += [("B", "b", None, False, 9, "look~2")]
+    split = split_cases(make_table(rows), unseen_site="B").set_index(["site", "case"]).part
+    assert split["A", "near"] == split["A", "same patient"] == "excluded"
+    assert (split["A"][:10] != "excluded").all()
 
 
 def real_table(shared: Path) -> pd.DataFrame:

@@ -34,6 +34,25 @@ def test_duplicates_within_and_between_sites(source: Path, tmp_path: Path) -> No
     assert "Equal images between sites: 1 groups, 3 images" in summary.as_text()
 
 
+def test_near_duplicates_within_and_between_sites(source: Path, tmp_path: Path) -> None:
+    def darken(one: str, other: str) -> None:
+        image = np.asarray(Image.open(source / one))
+        Image.fromarray((image * 0.9).astype(np.uint8)).save(source / other)
+
+    darken("north/images/a.png", "north/images/b.png")
+    shutil.copy(source / "north" / "images" / "a.png", source / "south" / "images" / "c.png")
+    darken("south/images/a.png", "south/images/b.png")
+    summary = summarise(build_index(source, tmp_path / "index", size=32))
+    assert summary.near_within == ((("south", "a"), ("south", "b")),)
+    assert summary.near_between == ((("north", "a"), ("north", "b"), ("south", "c")),)
+    assert "Near duplicates within sites: 1 groups, 2 images\n  south/a, south/b" in summary.as_text()
+    assert "Near duplicates between sites: 1 groups, 3 images" in summary.as_text()
+    shutil.copy(source / "south" / "images" / "a.png", source / "south" / "images" / "b.png")
+    equal = summarise(build_index(source, tmp_path / "index", size=32))
+    assert (equal.near_within, equal.duplicates_within) == ((), ((("south", "a"), ("south", "b")),))
+    assert "Near duplicates within sites: none" in equal.as_text()
+
+
 def test_oddities_are_told(tmp_path: Path, write_case: WriteCase) -> None:
     source = tmp_path / "source"
     write_case(source, "A", "full", side=64)

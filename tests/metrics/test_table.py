@@ -147,11 +147,11 @@ def test_reading_says_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match=r"scores\.csv: no such table"):
         read_scores(path)
     path.write_text("")
-    with pytest.raises(DataError, match="not a table of scores"):
+    with pytest.raises(DataError, match="cannot be read as a table"):
         read_scores(path)
     path.write_text("site,case\nC1,a\n")
     with pytest.raises(DataError, match="lack the columns round, part"):
         read_scores(path)
     table([("C1", "tiny", 0.5, 0)]).assign(is_small="perhaps").to_csv(path, index=False)
-    with pytest.raises(DataError, match="not a table of scores"):
+    with pytest.raises(DataError, match="cannot be read as a table"):
         read_scores(path)

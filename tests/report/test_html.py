@@ -191,11 +191,15 @@ def test_a_split_that_leaks_is_called_so(build_run, tmp_path):
     run = build_run("one")
     assert "The split leaks" not in write_report([run], tmp_path / "sound.html").read_text()
     summary = json.loads((run / "summary.json").read_text())
-    summary["data"]["leaks"] = {"patients": 7, "duplicates": 1}
-    (run / "summary.json").write_text(json.dumps(summary))
-    page = write_report([run], tmp_path / "leaking.html").read_text()
-    assert "The split leaks" in page
-    assert "7 known patients" in page
+    for leaks, text in (
+        ({"patients": 7, "duplicates": 1}, "7 known patients, 1 image with identical copies and 0 groups"),
+        ({"patients": 0, "duplicates": 0, "near_duplicates": 3}, "3 groups of near duplicates stand"),
+    ):
+        summary["data"]["leaks"] = leaks
+        (run / "summary.json").write_text(json.dumps(summary))
+        page = write_report([run], tmp_path / "leaking.html").read_text()
+        assert "The split leaks" in page
+        assert text in page
 
 
 def test_several_seeds_are_told_apart(build_run, tmp_path):

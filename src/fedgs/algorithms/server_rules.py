@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedgs.core import Global, Update
 from fedgs.errors import AggregationError, ConfigError, unknown_choice
-from fedgs.tensors import Tensors, accumulate
+from fedgs.tensors import Tensors, wide
 
 __all__ = ["WEIGHTINGS", "ServerRule", "mean_by", "with_momentum"]
 
@@ -27,7 +27,7 @@ def mean_by(weighting: str) -> ServerRule:
     """Makes the rule ``w <- w - sum_k (n_k / sum_j n_j) * direction_k``, with float buffers averaged likewise.
 
     Sums run over the sites in the order of their names, so that the order in which updates arrive changes no bit.
-    Updates are read one site at a time; memory does not grow with the number of sites.
+    Updates are read tensor by tensor; memory does not grow with the number of sites.
 
     Args:
         weighting: What n_k is: ``"examples"`` (McMahan et al. 2017) or ``"steps"`` (FedGS as published).
@@ -38,14 +38,8 @@ def mean_by(weighting: str) -> ServerRule:
     Raises:
         ConfigError: The weighting is unknown.
     """
-    if weighting not in WEIGHTINGS:
-        raise unknown_choice("weighting", weighting, WEIGHTINGS)
-
-    def aggregate(state: Global, updates: Mapping[str, Update]) -> Global:
-        direction, buffers = _mean(state, updates, weighting)
-        return _moved(state, direction, buffers)
-
-    return aggregate
+    _require_weighting(weighting)
+    return lambda state, updates: _moved(state, updates, weighting, lambda name, mean: mean)
 
 
 def with_momentum(weighting: str, *, momentum: float, lr: float) -> ServerRule:
@@ -61,78 +55,110 @@ def with_momentum(weighting: str, *, momentum: float, lr: float) -> ServerRule:
     Raises:
         ConfigError: A value is out of its range.
     """
+    _require_weighting(weighting)
     if not 0 < momentum < 1 or not 0 < lr < math.inf:
         raise ConfigError(f"server momentum must lie in (0, 1) and lr above 0, got momentum {momentum} and lr {lr}")
 
     def aggregate(state: Global, updates: Mapping[str, Update]) -> Global:
-        direction, buffers = _mean(state, updates, weighting)
         moments: dict[str, Tensor] = {}
-        for name, mean in direction.items():
+
+        def step(name: str, mean: Tensor) -> Tensor:
             moment = mean.div_(lr)
             if (before := state.state.get(f"momentum/{name}")) is not None:
                 moment.add_(before.to(moment.device), alpha=momentum)
             moments[f"momentum/{name}"] = moment
-            direction[name] = moment * lr
-        return replace(_moved(state, direction, buffers), state={**state.state, **moments})
+            return moment * lr
+
+        moved = _moved(state, updates, weighting, step)
+        return replace(moved, state={**state.state, **moments})
 
     return aggregate
 
 
 @torch.no_grad()
-def _mean(state: Global, updates: Mapping[str, Update], weighting: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    counts, names = {}, set()
-    for site in sorted(updates):
-        update = updates[site]
-        counts[site] = WEIGHTINGS[weighting](update)
-        names |= update.buffers.keys() & _averaged(state)
+def _moved(
+    state: Global, updates: Mapping[str, Update], weighting: str, step: Callable[[str, Tensor], Tensor]
+) -> Global:
+    """Gives the next state: the weights less what ``step`` makes of each mean direction, which it may overwrite."""
+    shares = _shares(updates, weighting)
+    averaged = _names_of_averaged(state, updates)
+    for site in shares:
+        _require_names(site, "direction", updates[site].direction, state.weights)
+        _require_names(site, "buffers", updates[site].buffers, averaged, also=state.buffers)
+    sums = _Sums(updates, shares)
+    weights, buffers = {}, {}
+    for name, weight in state.weights.items():
+        change = step(name, sums.of("direction", name, weight.shape))
+        weights[name] = change.neg_().add_(weight.to(change.device)).to(weight)
+    for name in averaged:
+        buffers[name] = sums.of("buffers", name, state.buffers[name].shape).to(state.buffers[name])
+    sums.require_finite()
+    return replace(state, weights=weights, buffers={**state.buffers, **buffers}, round=state.round + 1)
+
+
+class _Sums:
+    """Weighted sums of tensors over the sites, in at least float32; notes which of them are finite."""
+
+    def __init__(self, updates: Mapping[str, Update], shares: Mapping[str, float]) -> None:
+        self._updates, self._shares = updates, shares
+        self._finite: dict[tuple[str, str], Tensor] = {}
+
+    def of(self, part: str, name: str, shape: torch.Size) -> Tensor:
+        """Sums up one tensor of a part of the updates; what it gives is nobody else's."""
+        total: Tensor | None = None
+        for site, share in self._shares.items():
+            tensor: Tensor = getattr(self._updates[site], part)[name]
+            if tensor.shape != shape:
+                raise AggregationError(
+                    f"site '{site}': {part} '{name}' has shape {tuple(tensor.shape)}, the server has {tuple(shape)}; "
+                    "was this update made by another model?"
+                )
+            if total is None:
+                total = tensor.detach().to(wide(tensor.dtype)) * share
+            else:
+                total.add_(tensor.to(total.device), alpha=share)
+        assert total is not None
+        if total.numel():
+            self._finite[part, name] = torch.stack(total.aminmax()).isfinite().all()
+        return total
+
+    def require_finite(self) -> None:
+        """Refuses sums that are not finite, and names the sites that are to blame; waits for the device once."""
+        if not self._finite or torch.stack(list(self._finite.values())).all():
+            return
+        part, name = next(key for key, finite in self._finite.items() if not finite)
+        tensors = {site: getattr(self._updates[site], part)[name] for site in self._shares}
+        culprits = [site for site, tensor in tensors.items() if not torch.isfinite(tensor).all()] or list(tensors)
+        raise AggregationError(f"updates of {culprits} hold values that are not finite in '{name}'; leave them out")
+
+
+def _shares(updates: Mapping[str, Update], weighting: str) -> dict[str, float]:
+    """The share of each site in the mean, in the order of their names."""
+    counts = {site: WEIGHTINGS[weighting](updates[site]) for site in sorted(updates)}
     total = sum(counts.values())
     if not 0 < total < math.inf or min(counts.values()) < 0:
         raise AggregationError(
             f"cannot average by {weighting}: per site they are {counts}; none may be below 0 and one must be above"
         )
-    direction: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
-    for site, count in counts.items():
-        update = updates[site]
-        _check(site, "direction", update.direction, state.weights)
-        _check(
-            site, "buffers", update.buffers, {name: state.buffers[name] for name in names}, also=state.buffers.keys()
-        )
-        accumulate(direction, update.direction, count / total)
-        accumulate(buffers, {name: update.buffers[name] for name in sorted(names)}, count / total)
-    for name, mean in {**direction, **buffers}.items():
-        if not torch.isfinite(mean).all():
-            sent = {site: {**updates[site].buffers, **updates[site].direction}[name] for site in counts}
-            culprits = [site for site, tensor in sent.items() if not torch.isfinite(tensor).all()]
-            raise AggregationError(f"updates of {culprits} hold values that are not finite in '{name}'; leave them out")
-    return direction, buffers
+    return {site: count / total for site, count in counts.items()}
 
 
-def _averaged(state: Global) -> set[str]:
-    """Names of the server's buffers that may be averaged; integers and flags never are, whatever an update holds."""
-    return {name for name, buffer in state.buffers.items() if buffer.is_floating_point()}
+def _names_of_averaged(state: Global, updates: Mapping[str, Update]) -> list[str]:
+    """Names of the server's float buffers that any site sends; integers and flags never are averaged."""
+    sent = {name for update in updates.values() for name in update.buffers}
+    return [name for name, buffer in state.buffers.items() if name in sent and buffer.is_floating_point()]
 
 
-@torch.no_grad()
-def _moved(state: Global, direction: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Global:
-    weights = {
-        name: (weight - direction[name].to(weight.device)).to(weight.dtype) for name, weight in state.weights.items()
-    }
-    means = {name: mean.to(state.buffers[name]) for name, mean in buffers.items()}
-    return replace(state, weights=weights, buffers={**state.buffers, **means}, round=state.round + 1)
+def _require_weighting(weighting: str) -> None:
+    if weighting not in WEIGHTINGS:
+        raise unknown_choice("weighting", weighting, WEIGHTINGS)
 
 
-def _check(site: str, kind: str, given: Tensors, wanted: Tensors, also: Collection[str] = ()) -> None:
-    lacking, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys() - set(also)
+def _require_names(site: str, kind: str, given: Tensors, wanted: Collection[str], also: Collection[str] = ()) -> None:
+    lacking, unknown = set(wanted) - given.keys(), given.keys() - set(wanted) - set(also)
     for problem, names in (("lacks", lacking), ("has unknown", unknown)):
         if names:
             raise AggregationError(
                 f"site '{site}': {kind} {problem} '{min(names)}' ({len(names)} of {len(wanted)}); "
                 "was this update made by another model?"
-            )
-    for name in wanted:
-        if given[name].shape != wanted[name].shape:
-            raise AggregationError(
-                f"site '{site}': {kind} '{name}' has shape {tuple(given[name].shape)}, the server has "
-                f"{tuple(wanted[name].shape)}; was this update made by another model?"
             )

@@ -138,7 +138,7 @@ def apply(images: Tensor, masks: Tensor, draw: Draw, size: int) -> tuple[Tensor,
     Nothing waits for the device, and the arguments stay as they are.
 
     Args:
-        images: (B, C, H, W), float32 in [0, 1], C = 1 or 3; channels-last memory is read fastest.
+        images: (B, C, H, W), uint8, or float32 in [0, 1]; C = 1 or 3.
         masks: (B, M, M), bool, of the same field of view at its own size (512 in an index), on the same device.
         draw: What to do, for B images.
         size: Side of the result in pixels.
@@ -147,35 +147,54 @@ def apply(images: Tensor, masks: Tensor, draw: Draw, size: int) -> tuple[Tensor,
         Normalised images (B, C, size, size), float32, contiguous; masks (B, size, size), bool.
     """
     grid = _sampling_grid(draw, size, images.device)
-    images = _with_jitter(images, draw)
-    if draw.moves() or images.shape[-2:] != (size, size):
-        images = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    else:
-        images = images.clone(memory_format=torch.contiguous_format)
-    grid += 2 * _TIE_PIXELS / masks.shape[-1]
-    sampled = grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return _normalise_in_place(images), sampled[:, 0] > 0.5
+    mask_grid = grid + 2 * _TIE_PIXELS / masks.shape[-1]
+    colours = _colour_matrices(draw, images.shape[1]).to(images.device)
+    moves = draw.moves() or images.shape[-2:] != (size, size)
+    augmented = torch.empty(*images.shape[:2], size, size, device=images.device)
+    sampled = torch.empty(len(masks), size, size, dtype=torch.bool, device=masks.device)
+    # One by one, since what is done to an image then finds it in the cache.
+    for position, is_jittered in enumerate(draw.jitter.tolist()):
+        image = _levels(images[position])
+        if is_jittered:
+            image = _with_jitter(image, colours[position])
+        if moves:
+            image = _sampled(image, grid[position], "bilinear")
+        _normalise(image, out=augmented[position])
+        mask = _sampled(masks[position, None].float(), mask_grid[position], "nearest")
+        torch.gt(mask[0], 0.5, out=sampled[position])
+    return augmented, sampled
 
 
 def normalise(images: Tensor) -> Tensor:
     """Gives images the mean and spread that networks are fed with: those of ImageNet.
 
     Args:
-        images: (B, C, H, W), float32 in [0, 1]; C = 3, or 1 for grey (mean 0.449, deviation 0.226).
+        images: (B, C, H, W), uint8, or float32 in [0, 1]; C = 3, or 1 for grey (mean 0.449, deviation 0.226).
 
     Returns:
-        (value - mean) / deviation per channel, a new contiguous tensor.
+        (value - mean) / deviation per channel, float32, a new contiguous tensor.
     """
-    return _normalise_in_place(images.clone(memory_format=torch.contiguous_format))
+    return _normalise(_levels(images), out=torch.empty(images.shape, device=images.device))
 
 
-def _normalise_in_place(images: Tensor) -> Tensor:
-    rgb = images.shape[1] == 3
-    for channel, mean, deviation in zip(
-        images.unbind(1), RGB_MEAN if rgb else GREY_MEAN, RGB_STD if rgb else GREY_STD, strict=True
-    ):
-        channel.sub_(mean).div_(deviation)
-    return images
+def _levels(images: Tensor) -> Tensor:
+    """Gives levels from 0 to 1, contiguous."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return images.contiguous()
+
+
+def _normalise(images: Tensor, *, out: Tensor) -> Tensor:
+    rgb = images.shape[-3] == 3
+    mean, deviation = (
+        torch.tensor(values, device=images.device)[:, None, None]
+        for values in ((RGB_MEAN, RGB_STD) if rgb else (GREY_MEAN, GREY_STD))
+    )
+    return torch.sub(images, mean, out=out).div_(deviation)
+
+
+def _sampled(image: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return grid_sample(image[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
 def _sampling_grid(draw: Draw, size: int, device: torch.device) -> Tensor:
@@ -189,19 +208,10 @@ def _sampling_grid(draw: Draw, size: int, device: torch.device) -> Tensor:
     return torch.view_as_real((rightwards * axis)[:, None, :] + (downwards * axis)[:, :, None])
 
 
-def _with_jitter(images: Tensor, draw: Draw) -> Tensor:
-    chosen = draw.jitter.nonzero()[:, 0].tolist()
-    if not chosen:
-        return images
-    channels = images.shape[1]
-    matrices = _colour_matrices(draw, channels).to(images.device)
-    images = images.clone()
-    for position in chosen:
-        pixels = images[position].reshape(channels, -1).contiguous()
-        mixing, of_mean = matrices[position, :channels], matrices[position, channels]
-        changed = torch.addmm(of_mean @ pixels.mean(1), mixing, pixels).clamp_(0, 1)
-        images[position] = changed.view_as(images[position])
-    return images
+def _with_jitter(image: Tensor, colours: Tensor) -> Tensor:
+    pixels = image.reshape(len(image), -1)
+    changed = torch.addmm(colours[-1] @ pixels.mean(1), colours[:-1], pixels)
+    return changed.clamp_(0, 1).view(image.shape)
 
 
 def _colour_matrices(draw: Draw, channels: int) -> Tensor:

@@ -149,9 +149,9 @@ def _scoring_batches(
 
 
 def _images(index: Frames, rows: Iterable[int], device: torch.device) -> Tensor:
-    """Frames as (B, C, size, size) float32 in [0, 1], in the channels-last memory that they are stored in."""
+    """Frames as (B, C, size, size), uint8, in the channels-last memory that they are stored in."""
     frames = torch.from_numpy(np.stack([index.frame(int(row)) for row in rows]))
-    return frames.to(device).permute(0, 3, 1, 2).float().div_(255)
+    return frames.to(device).permute(0, 3, 1, 2)
 
 
 def _count_steps(cases: int, batch_size: int, epochs: int | None, steps: int | None, where: str) -> int:

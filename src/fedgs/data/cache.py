@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from fedgs.data.case import Case
 from fedgs.data.images import read_image, read_mask, resize_image
 from fedgs.data.lesions import MASK_SIZE, clean, find_lesions, resize_nearest
+from fedgs.data.near import near_hash
 from fedgs.errors import CheckpointError, DataError
-from fedgs.files import BLANK_SEAL, read_sealed, seal, write_atomically
+from fedgs.files import read_sealed, write_sealed
 
 __all__ = ["Record", "cache_folder", "case_file", "fingerprint", "map_case", "read_record", "write_case"]
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".safetensors"
 
 
@@ -45,6 +46,7 @@ class Record:
         specks: Components dropped because they are too small for a lesion.
         image_hash: Hash of the decoded image and its shape.
         mask_hash: Hash of the mask at its own size and of its shape.
+        near_hash: What the image shows, by `fedgs.data.near.near_hash`; empty where that is next to nothing.
     """
 
     site: str
@@ -61,6 +63,7 @@ class Record:
     specks: int
     image_hash: str
     mask_hash: str
+    near_hash: str
 
 
 def case_file(folder: Path, size: int, site: str, case: str) -> Path:
@@ -115,14 +118,17 @@ def write_case(file: Path, case: Case, source: Path, size: int) -> Record:
         specks=lesions.specks,
         image_hash=content_hash(image),
         mask_hash=content_hash(mask),
+        near_hash=near_hash(image),
     )
     tensors = {"frame": resize_image(image, size), "mask": np.packbits(clean(square) if lesions.specks else square)}
     description = {"format": _FORMAT, "record": dataclasses.asdict(record)}
-    metadata = {"fedgs": BLANK_SEAL + json.dumps(description, sort_keys=True)}
-    content = bytearray(safetensors.numpy.save(tensors, metadata=metadata))
-    seal(content)
-    # A power cut may tear this file; the seal tells, and it is made again.
-    write_atomically(file, content, durable=False)
+    # Not durable: a power cut may tear this file; the seal tells, and it is made again.
+    write_sealed(
+        file,
+        lambda part, metadata: safetensors.numpy.save_file(tensors, part, metadata),
+        description,
+        durable=False,
+    )
     return record
 
 

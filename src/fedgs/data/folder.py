@@ -1,4 +1,4 @@
-"""One's own images: SITE/images/* with SITE/masks/*, and optionally a table of patients."""
+"""One's own images: SITE/images/NAME.png with SITE/masks/NAME.png, and optionally a table of patients."""
 
 from __future__ import annotations
 

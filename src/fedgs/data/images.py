@@ -23,14 +23,19 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "read_image", "read_mask", "resize_im
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
 
-MAX_PIXELS = 2**26
-"""A file that declares more pixels (than 8192 x 8192) is refused before it is decoded."""
+MAX_PIXELS = 2**25
+"""A file that declares more pixels (than 8192 x 4096) is refused before it is decoded: within that, whatever a file
+turns out to be costs less than 256 MB."""
 
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 _JPEG_FORMATS = ("JPEG", "MPO")
 _JPEG_THRESHOLD = 127
 _JPEG_MAX_COLOUR = 64
 _JPEG_MAX_SHARE_BETWEEN = 0.1
+# A JPEG of low quality may turn black into a constant level just above 0.
+_JPEG_BLACK = 16
+_JPEG_WHITE = 192
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 # What Pillow raises for damaged files, found by flipping and cutting bytes; warnings are among them where a program
 # turns them into errors.
 _DAMAGE = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, EOFError, struct.error, Warning)
@@ -57,9 +62,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: The file is damaged, declares more than `MAX_PIXELS`, is no image, or is of a kind whose levels have
             no single meaning (more than 8 bits, CMYK, transparent, several pages); the message names it.
     """
-    picture = _decode(path)
-    if picture.is_deep:
-        raise DataError(f"{path}: has more than 8 bits per channel; expected 8, so convert it by a window of levels")
+    picture = _decode(path, may_be_deep=False)
     levels = np.asarray(_plain(path, picture.pixels))
     return levels[:, :, np.newaxis] if levels.ndim == 2 else levels
 
@@ -67,8 +70,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
     """Reads a mask as lesion or not.
 
-    A JPEG mask is a lesion where its grey level is above 127. A mask in any other format has at most two values, one of
-    them 0 (black) unless it is constant, and is a lesion wherever it is not 0.
+    A JPEG mask is a lesion where its grey level is above 127; unless it is black throughout, it must have white
+    somewhere, since lesions stored as 1 would otherwise be lost. A mask in any other format has at most two values, one
+    of them 0 (black) unless it is constant, and is a lesion wherever it is not 0.
 
     Args:
         path: A PNG, JPEG, TIFF, BMP or WebP file; grey, palette or RGB.
@@ -80,7 +84,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.boo
     Raises:
         DataError: The file cannot be read, has another size, or is no mask of two values; the message names them.
     """
-    picture = _decode(path)
+    picture = _decode(path, may_be_deep=True)
     found = (picture.pixels.height, picture.pixels.width)
     if size is not None and found != size:
         raise DataError(f"{path}: the mask has {_by(found)}, its image {_by(size)}; expected the same for both")
@@ -102,17 +106,18 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized.reshape(size, size, image.shape[2])
 
 
-def _decode(path: Path) -> _Picture:
+def _decode(path: Path, *, may_be_deep: bool) -> _Picture:
     """Reads the header, refuses what it may not decode, decodes the rest and turns it upright."""
     try:
         with _open_header(path) as image:
             is_jpeg = image.format in _JPEG_FORMATS
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(path, f"declares {_by((image.height, image.width))}")
-            if not is_jpeg and getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path}: holds several pages; expected one image per file, so export one")
+            _require_decodable(path, image)
             # Pillow cuts RGB with 16 bits to 8 without a word; before decoding, the tiles still tell.
             is_deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+            if is_deep and not may_be_deep:
+                raise DataError(
+                    f"{path}: has more than 8 bits per channel; expected 8, so convert it by a window of levels"
+                )
             image.load()
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -126,6 +131,8 @@ def _decode(path: Path) -> _Picture:
         raise DataError(f"{path}: no such file; was it moved or deleted, or is it a broken link?") from error
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; check its permissions") from error
+    except MemoryError as error:
+        raise _too_large(path, "needs more memory than there is") from error
     except _DAMAGE as error:
         raise DataError(f"{path}: cut short or damaged ({error}); replace it by an intact copy") from error
 
@@ -137,6 +144,27 @@ def _open_header(path: Path) -> Image.Image:
         return Image.open(path, formats=_FORMATS)
 
 
+def _require_decodable(path: Path, image: Image.Image) -> None:
+    """Refuses by its header what would take too much memory or has no single meaning."""
+    _require_pixels(path, "declares", image.width, image.height)
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        # A tile is decoded as a whole, however little of it the image shows.
+        _require_pixels(path, "has tiles of", tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0))
+        has_pages = tags.next != 0
+    else:
+        has_pages = image.format not in _JPEG_FORMATS and getattr(image, "n_frames", 1) > 1
+    if has_pages:
+        raise DataError(f"{path}: holds several pages; expected one image per file, so export one")
+    if image.mode in ("CMYK", "LAB", "HSV"):
+        raise _other_colours(path, image.mode)
+
+
+def _require_pixels(path: Path, what: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(path, f"{what} {_by((height, width))}")
+
+
 def _plain(path: Path, image: Image.Image) -> Image.Image:
     """Gives the image as RGB or as grey with 8 bits; refuses what has no such form by the name of its colour mode."""
     if image.mode == "P" or "transparency" in image.info:
@@ -146,7 +174,7 @@ def _plain(path: Path, image: Image.Image) -> Image.Image:
             raise DataError(f"{path}: has transparent pixels; expected an opaque image, so flatten it")
         return image.convert("L" if image.mode == "LA" else "RGB")
     if image.mode not in ("1", "L", "RGB", "YCbCr"):
-        raise DataError(f"{path}: its colour mode is {image.mode}; expected RGB or grey, so convert it")
+        raise _other_colours(path, image.mode)
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
@@ -161,6 +189,12 @@ def _jpeg_mask(path: Path, image: Image.Image) -> NDArray[np.bool_]:
         raise DataError(
             f"{path}: {between:.0%} of the mask's pixels are neither black nor white (grey levels 64 to 191); "
             "expected a mask of two values (is it a photograph?)"
+        )
+    darkest, lightest = int(levels.min()), int(levels.max())
+    if lightest < _JPEG_WHITE and not darkest == lightest <= _JPEG_BLACK:
+        raise DataError(
+            f"{path}: the mask's grey levels reach from {darkest} to {lightest}; expected white (255) where a lesion "
+            "is and black elsewhere, or black throughout. Set every lesion to 255, and save it without loss (PNG)"
         )
     return np.asarray(levels > _JPEG_THRESHOLD, dtype=np.bool_)
 
@@ -189,6 +223,10 @@ def _levels(path: Path, picture: _Picture) -> NDArray[Any]:
     red, green, blue = np.moveaxis(levels.astype(np.uint32), 2, 0)
     is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
     return np.asarray(red if is_grey else red << 16 | green << 8 | blue)
+
+
+def _other_colours(path: Path, mode: str) -> DataError:
+    return DataError(f"{path}: its colour mode is {mode}; expected RGB or grey, so convert it")
 
 
 def _too_large(path: Path, what: str) -> DataError:

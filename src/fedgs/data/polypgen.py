@@ -1,4 +1,4 @@
-"""The layout of the official PolypGen release: data_C1/images_C1/*.jpg with data_C1/masks_C1/*_mask.jpg, any sites.
+"""The official PolypGen release: data_C1/images_C1/NAME.jpg with data_C1/masks_C1/NAME_mask.jpg, any sites.
 
 Source: Ali et al., A multi-centre polyp detection and segmentation dataset for generalisability assessment,
 Scientific Data 10:75 (2023), doi 10.1038/s41597-023-01981-y.

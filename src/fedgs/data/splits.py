@@ -1,9 +1,9 @@
 """Which case is trained on, validated on and tested on.
 
-Cases that cannot be told apart from each other, because they show the same patient or are the same image, form a group,
-and a group is never divided between training, validation and test. Everything here is a function of the index's table:
-columns ``site``, ``case``, ``patient``, ``is_small``, ``lesion_area``, ``image_hash`` and, for the published split,
-``image``.
+Cases that cannot be told apart from each other, because they show the same patient, are the same image or are near
+duplicates, form a group, and a group is never divided between training, validation and test. Everything here is a
+function of the index's table: columns ``site``, ``case``, ``patient``, ``is_small``, ``lesion_area``, ``image_hash``,
+``near_hash`` and, for the published split, ``image``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fedgs.data.linked import linked_rows, near_rows
 from fedgs.errors import ConfigError, DataError, unknown_choice
+from fedgs.tables import read_csv
 
 __all__ = ["FOLDS", "PARTS", "Leaks", "leaks", "published_split", "read_split", "split_cases", "unknown_patients"]
 
@@ -40,21 +42,24 @@ class Leaks:
         known_patients: Per site, all patients that are known, leaking or not.
         duplicates: Per site, images (by hash) with identical copies in more than one of these parts; a copy in another
             site counts at both.
+        near_duplicates: Per site, groups of near duplicates with cases in more than one of these parts; a group that
+            reaches into another site counts at both. Identical copies alone are no such group.
     """
 
     patients: Mapping[str, int]
     known_patients: Mapping[str, int]
     duplicates: Mapping[str, int]
+    near_duplicates: Mapping[str, int]
 
     def __bool__(self) -> bool:
         """Whether there is any leak."""
-        return any(self.patients.values()) or any(self.duplicates.values())
+        return any(any(found.values()) for found in (self.patients, self.duplicates, self.near_duplicates))
 
 
 def split_cases(table: pd.DataFrame, *, fold: int = 0, unseen_site: str | None = None, seed: int = 0) -> pd.DataFrame:
-    """Divides the cases so that no patient and no duplicate stands on both sides.
+    """Divides the cases so that no patient, no duplicate and no near duplicate stands on both sides.
 
-    Cases of one patient of a site, and cases with the same image hash (also in different sites), are one group; a
+    Cases of one patient of a site, and equal images or near duplicates (also in different sites), are one group; a
     group has one part only. Every group of the seen sites is tested in exactly one of the five folds. What a fold does
     not test is divided 7 : 1 into training and validation, so that a site has about 70 / 10 / 20 % of its cases in
     train / validation / test_in; large groups make this coarser.
@@ -148,7 +153,7 @@ def published_split(table: pd.DataFrame, *, fold: int, unseen_site: str | None =
 
 
 def leaks(table: pd.DataFrame, split: pd.DataFrame) -> Leaks:
-    """Counts the patients and the exact duplicates that stand in more than one part.
+    """Counts the patients, the exact duplicates and the near duplicates that stand in more than one part.
 
     Args:
         table: The index's table.
@@ -157,16 +162,20 @@ def leaks(table: pd.DataFrame, split: pd.DataFrame) -> Leaks:
     Returns:
         The counts per site, with a zero for a site without leaks.
     """
-    cases = table[["site", "case", "patient", "image_hash"]].merge(split[["site", "case", "part"]], on=["site", "case"])
+    columns = ["site", "case", "patient", "image_hash", "near_hash"]
+    cases = table[columns].merge(split[["site", "case", "part"]], on=["site", "case"])
     sites = _sites(table)
     used = cases[cases["part"] != "excluded"]
     parts_of_patient = used.groupby(["site", "patient"])["part"].nunique().rename("parts").reset_index()
     parts_of_image = used.groupby("image_hash")["part"].nunique()
     copied = used[used["image_hash"].isin(parts_of_image.index[parts_of_image > 1])]
+    near = [used.iloc[rows] for rows in near_rows(used)]
+    spread = [site for group in near if group["part"].nunique() > 1 for site in group["site"].unique()]
     return Leaks(
         patients=_count_by_site(sites, parts_of_patient.loc[parts_of_patient["parts"] > 1, "site"]),
         known_patients=_count_by_site(sites, table[["site", "patient"]].dropna().drop_duplicates()["site"]),
         duplicates=_count_by_site(sites, copied[["site", "image_hash"]].drop_duplicates()["site"]),
+        near_duplicates=_count_by_site(sites, pd.Series(spread, dtype=object)),
     )
 
 
@@ -184,10 +193,7 @@ def read_split(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         DataError: The file cannot be read, lacks a column, holds an unknown part or a case twice, or its cases are not
             those of the table; the message names some.
     """
-    try:
-        stored = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: cannot be read as a split ({error}); expected the split.csv of a run") from error
+    stored = read_csv(path, {})
     missing = [column for column in ("site", "case", "part") if column not in stored]
     if missing:
         raise DataError(f"{path}: lacks the column '{missing[0]}'; expected site,case,patient,part as a run writes it")
@@ -221,33 +227,10 @@ def _groups(cases: pd.DataFrame) -> list[_Group]:
     kinds[:, _SMALL] = cases["is_small"].to_numpy(dtype=bool)
     kinds[:, _FREE] = cases["lesion_area"].to_numpy() == 0
     groups = []
-    for rows in _linked_rows(cases):
+    for rows in linked_rows(cases):
         counts = {str(site): kinds[rows[sites[rows] == site]].sum(0) for site in sorted(set(sites[rows]))}
         groups.append(_Group(rows, counts, f"{sites[rows[0]]}\0{cases['case'].iat[rows[0]]}"))
     return groups
-
-
-def _linked_rows(cases: pd.DataFrame) -> list[npt.NDArray[np.intp]]:
-    """Rows of each group, by union-find over equal patients of a site and equal image hashes."""
-    parent = list(range(len(cases)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    first: dict[tuple[str, ...], int] = {}
-    links = zip(zip(cases["site"], cases["patient"], strict=True), zip(cases["image_hash"], strict=True), strict=True)
-    for row, links_of_row in enumerate(links):
-        for link in links_of_row:
-            if not pd.isna(link[-1]):
-                a, b = root(row), root(first.setdefault(link, row))
-                parent[max(a, b)] = min(a, b)
-    members: dict[int, list[int]] = {}
-    for row in range(len(cases)):
-        members.setdefault(root(row), []).append(row)
-    return [np.array(rows, dtype=np.intp) for rows in members.values()]
 
 
 def _deal_folds(groups: Sequence[_Group], seed: int) -> list[int]:
@@ -283,21 +266,39 @@ def _choose_validation(groups: Sequence[_Group], salt: tuple[int, int]) -> list[
     for site, own in sorted(reaching.items()):
         counts = np.stack([group.counts[site] for group in own])
         target = counts.sum(0) * VALIDATION_SHARE
-        taken = np.array([group.name in chosen for group in own])
-        while (pick := _best_addition(counts, taken, target, ~taken & _spared(own, counts, site, left))) is not None:
-            taken[pick] = True
-            chosen[own[pick].name] = own[pick]
-            for reached, count in own[pick].counts.items():
+        load = counts[[group.name in chosen for group in own]].sum(0)
+        alike = _alike(own, site, chosen)
+        while alike:
+            firsts = sorted(alike)
+            spared = _spared([own[first] for first in firsts], counts[firsts], site, left)
+            if (pick := _best_addition(counts[firsts], load, target, spared)) is None:
+                break
+            taken, others = own[firsts[pick]], alike.pop(firsts[pick])
+            if others:
+                alike[others.pop()] = others
+            chosen[taken.name] = taken
+            load = load + taken.counts[site]
+            for reached, count in taken.counts.items():
                 left[reached] = left[reached] - _presence(count)
     return list(chosen.values())
 
 
-def _best_addition(counts: Counts, taken: Flags, target: npt.NDArray[np.float64], candidates: Flags) -> int | None:
+def _alike(own: Sequence[_Group], site: str, chosen: Mapping[str, _Group]) -> dict[int, list[int]]:
+    """Groups between which only their order decides: the position of the first, and those of the others backwards."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for position in range(len(own) - 1, -1, -1):
+        group = own[position]
+        if group.name not in chosen:
+            key = tuple(group.counts[site].tolist()) if len(group.counts) == 1 else (position,)
+            alike.setdefault(key, []).append(position)
+    return {positions.pop(): positions for positions in alike.values()}
+
+
+def _best_addition(counts: Counts, load: Counts, target: npt.NDArray[np.float64], candidates: Flags) -> int | None:
     """The candidate that brings the taken cases nearest to their target; None where each leads further away.
 
     The first group with a small lesion, and the first group at all, is taken at any price.
     """
-    load = counts[taken].sum(0)
     scale = np.maximum(target, 1)
     distance = (np.abs(load + counts - target) / scale).sum(1)
     limit = float((np.abs(load - target) / scale).sum()) - 1e-9

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fedgs.data.index import Index
 from fedgs.data.lesions import MASK_SIZE, SmallRule
+from fedgs.data.linked import near_rows
 
 __all__ = ["IndexSummary", "SiteSummary", "summarise"]
 
@@ -57,6 +58,8 @@ class IndexSummary:
         small_rule: The rule behind the counts of small images.
         duplicates_within: Groups of (site, case) with the same pixels, each in one site.
         duplicates_between: The same, each over several sites.
+        near_within: Groups of (site, case) that show the same picture in other pixels, each in one site.
+        near_between: The same, each over several sites.
         oddities: What deserves a look, a sentence each.
     """
 
@@ -64,6 +67,8 @@ class IndexSummary:
     small_rule: SmallRule
     duplicates_within: tuple[tuple[Name, ...], ...]
     duplicates_between: tuple[tuple[Name, ...], ...]
+    near_within: tuple[tuple[Name, ...], ...]
+    near_between: tuple[tuple[Name, ...], ...]
     oddities: tuple[str, ...]
 
     @property
@@ -80,13 +85,15 @@ class IndexSummary:
 def summarise(index: Index) -> IndexSummary:
     """Counts what is in an index; reads nothing but its table."""
     table = index.table
-    groups = tuple(_duplicates(table, "image_hash"))
+    equal, near = tuple(_duplicates(table, "image_hash")), tuple(_near_duplicates(table))
     sites = tuple(_site(str(name), rows) for name, rows in table.groupby("site", sort=True))
     return IndexSummary(
         sites=sites,
         small_rule=index.small_rule,
-        duplicates_within=tuple(group for group in groups if len({site for site, _ in group}) == 1),
-        duplicates_between=tuple(group for group in groups if len({site for site, _ in group}) > 1),
+        duplicates_within=tuple(group for group in equal if not _is_between_sites(group)),
+        duplicates_between=tuple(group for group in equal if _is_between_sites(group)),
+        near_within=tuple(group for group in near if not _is_between_sites(group)),
+        near_between=tuple(group for group in near if _is_between_sites(group)),
         oddities=(*(oddity for site in sites for oddity in _oddities_of_site(site, table)), *_oddities(table)),
     )
 
@@ -110,6 +117,15 @@ def _duplicates(table: pd.DataFrame, column: str) -> Iterator[tuple[Name, ...]]:
     repeated = table[table.duplicated(column, keep=False)]
     for _, rows in repeated.groupby(column, sort=False):
         yield tuple(zip(rows["site"], rows["case"], strict=True))
+
+
+def _near_duplicates(table: pd.DataFrame) -> Iterator[tuple[Name, ...]]:
+    for rows in near_rows(table):
+        yield tuple(zip(table["site"].iloc[rows], table["case"].iloc[rows], strict=True))
+
+
+def _is_between_sites(group: Sequence[Name]) -> bool:
+    return len({site for site, _ in group}) > 1
 
 
 def _oddities_of_site(site: SiteSummary, table: pd.DataFrame) -> Iterator[str]:
@@ -166,14 +182,19 @@ def _sentences(summary: IndexSummary) -> Iterator[str]:
             f"Patients are unknown for {summary.cases_without_patient:,} cases: parts of one site may share a patient "
             "there, so scores on held-out images of training sites are optimistic; trust an unseen site."
         )
-    for kind, groups in (("within", summary.duplicates_within), ("between", summary.duplicates_between)):
+    for kind, groups in (
+        ("Equal images within sites", summary.duplicates_within),
+        ("Equal images between sites", summary.duplicates_between),
+        ("Near duplicates within sites", summary.near_within),
+        ("Near duplicates between sites", summary.near_between),
+    ):
         if groups:
-            yield f"Equal images {kind} sites: {len(groups)} groups, {sum(map(len, groups))} images"
+            yield f"{kind}: {len(groups)} groups, {sum(map(len, groups))} images"
             yield from (f"  {_names(group)}" for group in groups[:_SHOWN])
             if len(groups) > _SHOWN:
                 yield f"  and {len(groups) - _SHOWN} groups more"
         else:
-            yield f"Equal images {kind} sites: none"
+            yield f"{kind}: none"
     if summary.oddities:
         yield "Worth a look:"
         yield from (f"  {oddity}" for oddity in summary.oddities)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedgs import tables
 from fedgs.data.cache import Record
 from fedgs.data.lesions import SmallRule
 from fedgs.errors import DataError
@@ -34,17 +35,17 @@ TABLE_FILE = "index.csv"
 COLUMNS = (
     *("site", "case", "patient", "width", "height", "channels"),
     *("lesion_area", "lesion_count", "smallest_lesion_area", "is_small", "is_tiny"),
-    *("image_hash", "mask_hash", "image", "mask", "specks"),
+    *("image_hash", "mask_hash", "near_hash", "image", "mask", "specks"),
 )
 """Columns of index.csv; areas are pixels of the 512 x 512 mask, paths relative to the source."""
 
-_FORMAT = 1
-_TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "image", "mask")
+_FORMAT = 2
+_TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "near_hash", "image", "mask")
 _FLAGS = ("is_small", "is_tiny")
 
 
 class DamagedIndexError(DataError):
-    """An index is unfinished or was altered; indexing again mends it."""
+    """An index is unfinished, was altered or is of an older version; indexing again mends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Settings:
         size: Height and width of the frames in the cache, in pixels.
         small_rule: The rule behind `is_small` and `is_tiny`.
         table_hash: Hash of index.csv; None while indexing is under way.
+        format: Which version of the two files it is.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Settings:
     size: int
     small_rule: SmallRule
     table_hash: str | None = None
+    format: int = _FORMAT
 
 
 def is_index(folder: Path) -> bool:
@@ -105,10 +108,10 @@ def write_index(folder: Path, settings: Settings, table: pd.DataFrame | None) ->
 
     Args:
         folder: Folder of the index.
-        settings: Their `table_hash` is set to that of the table.
+        settings: Their `table_hash` is set to that of the table, their `format` to this version's.
         table: None while indexing is under way.
     """
-    text = None if table is None else table.to_csv(index=False, lineterminator="\n")
+    text = None if table is None else tables.as_csv(table)
     content = asdict(settings) | {"format": _FORMAT, "table_hash": None if text is None else _hash(text)}
     _write(folder / SETTINGS_FILE, _sealed(content))
     if text is not None:
@@ -136,7 +139,9 @@ def read_settings(folder: Path) -> Settings:
         if _sealed(content) != text:
             raise ValueError("checksum")
         rule = SmallRule(**content["small_rule"])
-        return Settings(content["source"], content["adapter"], content["size"], rule, content["table_hash"])
+        return Settings(
+            content["source"], content["adapter"], content["size"], rule, content["table_hash"], content["format"]
+        )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedIndexError(f"{path}: was altered or damaged; run 'fedgs index' again") from error
 
@@ -145,17 +150,20 @@ def read_index(folder: Path) -> tuple[Settings, pd.DataFrame]:
     """Reads settings and table.
 
     Raises:
-        DamagedIndexError: The table is missing, or was not written together with the settings.
+        DamagedIndexError: The table is missing, was not written together with the settings, or is of an older version.
         DataError: The folder is no index, or one of a newer version.
     """
     settings, path = read_settings(folder), folder / TABLE_FILE
+    if settings.format < _FORMAT:
+        raise DamagedIndexError(
+            f"{folder}: was made by an older version of fedgs (format {settings.format}, this one reads {_FORMAT}); "
+            f"run 'fedgs index' again on {settings.source}"
+        )
     if settings.table_hash is None or not path.is_file():
         raise DamagedIndexError(f"{folder}: indexing was not finished; run 'fedgs index' again, it goes on from there")
     if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != settings.table_hash:
         raise DamagedIndexError(f"{path}: was altered or damaged; run 'fedgs index' again, which takes seconds")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    numbers = {name: int for name in COLUMNS if name not in _TEXT + _FLAGS}
-    table = table.astype(numbers).assign(**{name: table[name] == "True" for name in _FLAGS})
+    table = tables.read_csv(path, {name: bool if name in _FLAGS else int for name in COLUMNS if name not in _TEXT})
     return settings, table.assign(patient=table["patient"].where(table["patient"] != "", None))
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 import pandas as pd
 
 from fedgs.errors import DataError
+from fedgs.tables import read_csv
 
 __all__ = ["SCORE_COLUMNS", "STRATA", "Mean", "PartSummary", "read_scores", "summarise"]
 
@@ -30,7 +31,8 @@ SCORE_COLUMNS = (
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
 """Dice of all images, with a lesion, small, tiny, large; and the share of lesion-free images with a false positive."""
 
-_TYPES = {"part": str, "site": str, "case": str, "is_small": bool, "is_tiny": bool}
+_FLAGS = {"is_small": bool, "is_tiny": bool}
+_TYPES = dict.fromkeys(SCORE_COLUMNS, int) | dict.fromkeys(("part", "site", "case"), str) | _FLAGS | {"dice": float}
 
 
 class Mean(TypedDict):
@@ -88,11 +90,8 @@ def read_scores(path: Path) -> pd.DataFrame:
         DataError: The file is missing or lacks a column.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such table; expected scores.csv of a finished run")
-    try:
-        table = pd.read_csv(path, dtype=_TYPES, converters={"dice": float}, keep_default_na=False)
-    except ValueError as error:
-        raise DataError(f"{path}: not a table of scores ({error}); restore it from a copy or run again") from error
+        raise DataError(f"{path}: no such table; expected scores.csv of a run, restore it from a copy or run again")
+    table = read_csv(path, _TYPES)
     _check_columns(table, str(path))
     return table
 

@@ -69,14 +69,14 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise ConfigError("a report needs at least one run folder, got none; name what 'fedgs train --out' wrote")
     if len({folder.resolve() for folder in runs}) < len(runs):
         raise ConfigError("a report got the same run folder twice; name every run once")
-    if not out.parent.is_dir() or out.is_dir():
-        raise ConfigError(f"{out}: cannot be written, expected a file in a folder that exists; choose another place")
     try:
         import jinja2
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("report", "the report page") from error
     loaded = [read_run(folder) for folder in runs]
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"{out}: cannot be written, expected a file in a folder that exists; choose another place")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

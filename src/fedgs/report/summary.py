@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-
 from fedgs.errors import DataError
+from fedgs.files import require_intact
 from fedgs.metrics.table import STRATA
+from fedgs.tables import read_csv
 
 __all__ = [
     "PARTS",
     "Checkpoint",
+    "External",
     "Mean",
     "Overlay",
     "Part",
@@ -173,8 +174,8 @@ class Run:
         name: Name of the folder.
         source: Name of the data's folder.
         patients_unknown: Cases whose patient is not known.
-        leaking_patients: Known patients with images in more than one part of the split.
-        leaking_images: Images with identical copies in more than one part.
+        leaks: What stands in more than one part of the split: known "patients", "duplicates" (images with identical
+            copies) and groups of "near_duplicates", where they were counted.
         parts: Scores of the last round by part; parts without images are absent.
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
@@ -197,8 +198,7 @@ class Run:
     small_rule: SmallRule
     sites: Mapping[str, Site]
     patients_unknown: int
-    leaking_patients: int
-    leaking_images: int
+    leaks: Mapping[str, int]
     parts: Mapping[str, Part]
     best: Checkpoint | None
     best_small: Checkpoint | None
@@ -241,7 +241,7 @@ def read_run(folder: Path) -> Run:
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
             external=_external(summary.get("external")),
-            history=_history(folder / "rounds.jsonl"),
+            history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
             split=_split(folder / "split.csv"),
             config=_config(folder / "config.toml"),
@@ -280,8 +280,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         "adapter": str(data["adapter"]),
         "small_rule": SmallRule(str(rule["kind"]), float(rule["fraction"]), float(rule["base"])),
         "patients_unknown": int(data["patients_unknown"]),
-        "leaking_patients": int(data["leaks"]["patients"]),
-        "leaking_images": int(data["leaks"]["duplicates"]),
+        "leaks": {kind: int(data["leaks"].get(kind, 0)) for kind in ("patients", "duplicates", "near_duplicates")},
         "sites": {
             str(name): Site(**{field: int(site[field]) for field in Site.__dataclass_fields__})
             for name, site in sorted(data["sites"].items())
@@ -319,10 +318,13 @@ def _external(content: Mapping[str, Any] | None) -> External | None:
     return External(str(content["checkpoint"]), int(content["round"]), int(content["known_cases"]))
 
 
-def _history(path: Path) -> tuple[Round, ...]:
+def _history(path: Path, finished: int) -> tuple[Round, ...]:
     lines = [line for line in _text(path).splitlines() if line.strip()]
     rounds = _parsed(path, lambda: [_round(json.loads(line)) for line in lines])
-    return tuple({each.number: each for each in rounds}.values())
+    found = {each.number: each for each in rounds}
+    if len(found) != finished:
+        raise DataError(f"{path}: tells of {len(found)} of {finished} rounds; restore it from a copy or run again")
+    return tuple(found.values())
 
 
 def _round(content: Mapping[str, Any]) -> Round:
@@ -362,12 +364,14 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
 
 def _split(path: Path) -> str:
     rows = _parsed(path, lambda: sorted((row["site"], row["case"], row["part"]) for row in _table(path)))
+    if not rows:
+        raise DataError(f"{path}: tells of no case; restore it from a copy or run again")
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _table(path: Path) -> list[Mapping[str, str]]:
     _text(path)
-    table = _parsed(path, lambda: pd.read_csv(path, dtype=str, keep_default_na=False))
+    table = read_csv(path, {})
     return [dict(zip(map(str, table.columns), row, strict=True)) for row in table.itertuples(index=False, name=None)]
 
 
@@ -383,6 +387,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     content: Any = _parsed(path, lambda: json.loads(_text(path)))
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}; restore it from a copy")
+    require_intact(path, content)
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from fedgs.files import read_json
 
 __all__ = ["part_table", "scores_table"]
 
@@ -30,7 +31,7 @@ def scores_table(runs: Sequence[Path]) -> Table:
     Returns:
         Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion.
     """
-    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+    summaries = [read_json(run / "summary.json") for run in runs]
     table = _table("Scores after the last round: mean (images)")
     for part, title in _PARTS.items():
         rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]

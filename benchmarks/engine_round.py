@@ -1,0 +1,80 @@
+"""What a round costs beyond training: 10 million parameters, 5 sites, a checkpoint after every round."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fedgs
+from benchmarks.measure import Row
+from fedgs.core import Site, global_of
+from fedgs.data.case import Batch
+from fedgs.engine import Federation, Schedule, State, run_rounds
+from fedgs.run_folder import RunFolder
+from fedgs.scaled_update import ScaledUpdate
+
+SITES, STEPS = 5, 2
+
+
+def run(*, quick: bool) -> list[Row]:
+    """Alternates a round of the engine with the same training steps alone."""
+    return [
+        _measured("engine per round beyond training", 6 if quick else 20, improving=False, goal=150.0),
+        _measured("the same, best and best_small renewed too", 4 if quick else 10, improving=True, goal=None),
+    ]
+
+
+def _measured(what: str, rounds: int, *, improving: bool, goal: float | None) -> Row:
+    model = nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(10)))
+    sites = {f"C{number}": partial(_site, f"C{number}") for number in range(1, SITES + 1)}
+
+    def evaluate(_: nn.Module, number: int) -> dict[str, dict[str, float]]:
+        mean = {"mean": number / 1000 if improving else 0.0, "n": 1}
+        return {"dice": mean, "dice_s": mean}
+
+    federation = Federation(model, fedgs.fedgs(), sites, evaluate)
+    state, engine, alone = State(global_of(model)), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunFolder(Path(folder))
+        (store.path / "checkpoints").mkdir()
+        for number in range(1, rounds + 2):
+            started = time.perf_counter()
+            state = run_rounds(federation, Schedule(number), state, store, lambda event: None)
+            between = time.perf_counter()
+            _train_alone(model, [make(number) for make in sites.values()])
+            if number > 1:
+                engine.append(between - started)
+                alone.append(time.perf_counter() - between)
+    beyond = statistics.median(a - b for a, b in zip(engine, alone, strict=True)) * 1e3
+    note = f"5 sites, {STEPS} steps each; training alone {statistics.median(alone) * 1e3:.0f} ms"
+    met = None if goal is None else beyond <= goal
+    return Row(what, beyond, None, "ms", f"<= {goal:g} ms" if goal else "", met, note)
+
+
+def _site(name: str, number: int) -> Site:
+    masks, flags = torch.zeros(4, 8, 8, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    batch = Batch(torch.ones(4, 1000), masks, flags)
+
+    def objective(output: Tensor, _: Batch) -> dict[str, Tensor]:
+        return {"square": output.square().mean()}
+
+    return Site(name, number, [batch] * STEPS, 4, objective, partial(torch.optim.AdamW, fused=True))
+
+
+def _train_alone(model: nn.Module, sites: list[Site]) -> None:
+    for site in sites:
+        optimizer = site.optimizer(model.parameters())
+        scaled = ScaledUpdate(model, optimizer)
+        for batch in site.batches:
+            optimizer.zero_grad()
+            loss = sum(site.objective(model(batch.images), batch).values())
+            loss.item()
+            loss.backward()
+            scaled.step(1.0)
+        scaled.finish(site.num_examples)
