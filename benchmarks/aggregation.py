@@ -42,7 +42,7 @@ def _of_five(state: fedgs.Global, repeats: int, model_size: float) -> list[Row]:
 
 
 def _of_many(state: fedgs.Global, sites: int, model_size: float) -> Row:
-    with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "updates") as spool:
+    with tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
         held = {f"C{site:02d}": spool.hold(_update(state, site)) for site in range(sites)}
         with peak_memory() as peak:
             result = fedgs.fedgs().aggregate(state, held)

@@ -30,7 +30,7 @@ class Memory:
         self.folder = Path(tempfile.mkdtemp())
 
     def spool(self) -> Spool:
-        return Spool(self.folder / "updates", in_memory=1)
+        return Spool(self.folder, in_memory=1)
 
     def commit(self, state: State, record: Mapping[str, Any], improved: Sequence[str]) -> None:
         self.states.append(state)

@@ -23,6 +23,7 @@ from fedgs.errors import CheckpointError
 
 __all__ = [
     "TEMPORARY_SUFFIX",
+    "append",
     "copy_atomically",
     "read_sealed",
     "replacing",
@@ -76,6 +77,14 @@ def copy_atomically(source: Path, path: Path, *, previous: Path | None = None) -
     """Replaces a file by a copy of another one, see `replacing`."""
     with replacing(path, previous=previous) as part:
         shutil.copyfile(source, part)
+
+
+def append(path: Path, text: str) -> None:
+    """Adds text to a file, which is made when missing; a crash may leave its beginning alone."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:

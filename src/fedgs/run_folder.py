@@ -24,7 +24,7 @@ from fedgs.config import RunConfig, configure, read_config, write_config
 from fedgs.core import Global
 from fedgs.engine import Best, State
 from fedgs.errors import CheckpointError, ConfigError, DataError, understood
-from fedgs.files import TEMPORARY_SUFFIX, copy_atomically, read_json, sealed, write_atomically, write_json
+from fedgs.files import TEMPORARY_SUFFIX, append, copy_atomically, read_json, sealed, write_atomically, write_json
 from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import SCORE_COLUMNS, read_scores, summarise
 from fedgs.spool import Spool
@@ -45,7 +45,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: list[dict[str, Any]] = []
         self._scores: dict[tuple[int, str], pd.DataFrame] = {}
 
     @property
@@ -121,6 +120,7 @@ class RunFolder:
         """
         refuse_foreign(self.path)
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (self.path / "rounds.jsonl").unlink(missing_ok=True)
         table = as_csv(split)
         began_with = {"settings": _checksum(config), "split": _hash(table.encode())}
         write_json(self.path / "environment.json", sealed({**environment, **began_with}))
@@ -147,11 +147,12 @@ class RunFolder:
             careful(f"{error if damaged.is_file() else 'killed between two files'}; going on from the round before")
             state = self.load("previous")
             damaged.unlink(missing_ok=True)  # the next round must not put it in the place of the intact one
-        self._records = self._read_records(state.server.round)
-        if any(record["validation"] for record in self._records):
+        records = self._read_records(state.server.round)
+        if any(record["validation"] for record in records):
             scores = read_scores(self.path / "scores.csv")
             self.keep_scores(scores[scores["round"] <= state.server.round])
-            self._require_agreement()
+            self._require_agreement(records)
+        write_atomically(self.path / "rounds.jsonl", "".join(map(_line, records)))
         return state
 
     def _read_records(self, finished: int) -> list[dict[str, Any]]:
@@ -159,16 +160,16 @@ class RunFolder:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; restore it from a copy, or start a new run with another --out")
         with understood(path):
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a crash left of a line has no end
             records = [record for line in lines if (record := json.loads(line))["round"] <= finished]
             if [record["round"] for record in records] != list(range(1, finished + 1)):
                 raise ValueError(f"expected the rounds 1 to {finished}")
             return records
 
-    def _require_agreement(self) -> None:
+    def _require_agreement(self, records: list[dict[str, Any]]) -> None:
         """Two files tell the validation scores; where they disagree, one of them is damaged."""
         nothing = pd.DataFrame(columns=SCORE_COLUMNS)
-        for record in self._records:
+        for record in records:
             number, told = record["round"], record["validation"]
             if told is None:
                 continue
@@ -236,13 +237,11 @@ class RunFolder:
 
     def spool(self) -> Spool:
         """Gives what holds the updates of a round until they are aggregated."""
-        return Spool(self.path / "checkpoints" / "updates")
+        return Spool(self.path / "checkpoints")
 
     def commit(self, state: State, record: Mapping[str, Any], improved: Sequence[str]) -> None:
         """Keeps a finished round: tables, best checkpoints, and last the checkpoint that makes it count."""
-        self._records.append(dict(record))
-        lines = (json.dumps(line, allow_nan=False, ensure_ascii=False) for line in self._records)
-        write_atomically(self.path / "rounds.jsonl", "".join(f"{line}\n" for line in lines))
+        append(self.path / "rounds.jsonl", _line(record))
         if record["validation"] is not None:
             self.write_scores()
         last, previous = self.checkpoint("last"), self.checkpoint("previous")
@@ -279,6 +278,10 @@ class RunFolder:
         best = {kind: {"round": best.round, "mean": best.mean} for kind, best in state.best.items()}
         description = {"format": 1, "round": server.round, "best": best, "memory_sites": sites}
         return save_tensors(path, tensors, description, previous=previous)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _now() -> str:

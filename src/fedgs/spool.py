@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -20,24 +21,26 @@ __all__ = ["Spool"]
 class Spool:
     """Keeps the memory of a round the same however many sites take part.
 
-    A context manager: when it is left, the files are gone.
+    A context manager: when it is left, what it held is gone. The file on disk has no name, so that the system drops it
+    even where the process is killed.
 
     Args:
-        folder: Where the files go; made when it is needed, removed with all that it holds.
+        folder: Where the file goes; it must exist.
         in_memory: How many updates stay in memory.
     """
 
     def __init__(self, folder: Path, *, in_memory: int = 8) -> None:
         self._folder, self._in_memory, self._count = folder, in_memory, 0
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Spool:
-        """Starts with an empty folder, also after a process that was killed."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Opens nothing yet."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Removes the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Gives the space on disk back."""
+        if self._file is not None:
+            self._file.close()
 
     def hold(self, update: Update) -> Update:
         """Gives the update itself, or one that reads each tensor from disk when it is asked for.
@@ -48,35 +51,33 @@ class Spool:
         self._count += 1
         if self._count <= self._in_memory:
             return update
-        self._folder.mkdir(exist_ok=True)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the spool is left
         return replace(
             update,
-            direction=self._written("direction", update.direction),
-            buffers=self._written("buffers", update.buffers),
-            extra=self._written("extra", update.extra),
+            direction=_OnDisk(self._file, update.direction),
+            buffers=_OnDisk(self._file, update.buffers),
+            extra=_OnDisk(self._file, update.extra),
         )
-
-    def _written(self, part: str, tensors: Tensors) -> Tensors:
-        return _OnDisk(self._folder / f"{self._count}-{part}", tensors) if tensors else tensors
 
 
 class _OnDisk(Mapping[str, Tensor]):
-    """Named tensors, one behind the other in a file that nobody else reads; one is in memory while it is used."""
+    """Named tensors at the end of a file; one is in memory while it is used."""
 
-    def __init__(self, path: Path, tensors: Tensors) -> None:
-        self._path = path
+    def __init__(self, file: IO[bytes], tensors: Tensors) -> None:
+        self._file = file
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
-        with path.open("wb") as file:
-            for name, tensor in tensors.items():
-                self._places[name] = file.tell(), tensor.dtype, tensor.shape
-                file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+        position = file.seek(0, 2)
+        for name, tensor in tensors.items():
+            self._places[name] = position, tensor.dtype, tensor.shape
+            position += file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+        file.flush()
 
     def __getitem__(self, name: str) -> Tensor:
-        offset, dtype, shape = self._places[name]
+        position, dtype, shape = self._places[name]
         tensor = torch.empty(shape, dtype=dtype)
-        with self._path.open("rb") as file:
-            file.seek(offset)
-            file.readinto(_bytes_of(tensor))
+        self._file.seek(position)
+        self._file.readinto(_bytes_of(tensor))  # type: ignore[attr-defined]
         return tensor
 
     def __iter__(self) -> Iterator[str]:

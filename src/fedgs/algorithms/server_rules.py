@@ -89,7 +89,7 @@ def _moved(
     weights, buffers = {}, {}
     for name, weight in state.weights.items():
         change = step(name, sums.of("direction", name, weight.shape))
-        weights[name] = change.neg_().add_(weight.to(change.device)).to(weight)
+        weights[name] = torch.sub(weight.to(change.device), change, out=change).to(weight)
     for name in averaged:
         buffers[name] = sums.of("buffers", name, state.buffers[name].shape).to(state.buffers[name])
     sums.require_finite()
