@@ -68,7 +68,16 @@ def main() -> None:
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    console.print(f"JSON: {given.out}", highlight=False)
+    given.out.with_suffix(".md").write_text(
+        markdown([row for rows in found.values() for row in rows]), encoding="utf-8"
+    )
+    console.print(f"Also as JSON and Markdown: {given.out}, {given.out.with_suffix('.md')}", highlight=False)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Gives the table for a page."""
+    lines = ["| what | ours | compared with | ratio | goal | met |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(_cells(row)[:6])} |" for row in rows)]) + "\n"
 
 
 def _apart(name: str, *, quick: bool, threads: int) -> list[Row]:
@@ -83,11 +92,15 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("note")
     for row in rows:
-        plain = "" if row.plain is None else f"{row.plain:.3g} {row.unit}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}" if row.ratio >= 0.095 else f"{row.ratio:.3f}"
-        met = "" if row.met is None else "yes" if row.met else "NO"
-        table.add_row(row.what, f"{row.ours:.3g} {row.unit}", plain, ratio, row.goal, met, row.note)
+        table.add_row(*_cells(row))
     return table
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    plain = "" if row.plain is None else f"{row.plain:.3g} {row.unit}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}" if row.ratio >= 0.095 else f"{row.ratio:.3f}"
+    met = "" if row.met is None else "yes" if row.met else "no"
+    return row.what, f"{row.ours:.3g} {row.unit}", plain, ratio, row.goal, met, row.note
 
 
 def _machine() -> dict[str, Any]:

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgs.models.utnet import AttentionUp, CrossAttention, PlainUp, RelativePositionBias, SelfAttention, UTNet
+from fedgs.models.utnet import (
+    AttentionBlock,
+    AttentionUp,
+    CrossAttention,
+    PlainUp,
+    RelativePositionBias,
+    ResidualBlock,
+    SelfAttention,
+    UTNet,
+)
 
 
 def utnet() -> UTNet:
@@ -15,6 +24,8 @@ def utnet() -> UTNet:
     plain: dict[type[nn.Module], type[nn.Module]] = {
         SelfAttention: _SelfAttention,
         CrossAttention: _CrossAttention,
+        ResidualBlock: _ResidualBlock,
+        AttentionBlock: _AttentionBlock,
         PlainUp: _PlainUp,
         AttentionUp: _AttentionUp,
     }
@@ -60,6 +71,19 @@ class _CrossAttention(CrossAttention):
     def forward(self, low: Tensor, skip: Tensor) -> Tensor:
         keys, values = self.to_kv(low).chunk(2, dim=1)
         return self.to_out(_attend(self.to_q(skip), keys, values, self.position_bias))
+
+
+class _ResidualBlock(ResidualBlock):
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.conv1(functional.relu(self.norm1(features)))
+        hidden = self.conv2(functional.relu(self.norm2(hidden)))
+        return self.shortcut(features) + hidden
+
+
+class _AttentionBlock(AttentionBlock):
+    def forward(self, features: Tensor) -> Tensor:
+        attended = features + self.attention(self.norm(features))
+        return attended + self.mlp(functional.relu(self.mlp_norm(attended)))
 
 
 class _PlainUp(PlainUp):

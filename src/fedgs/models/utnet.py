@@ -46,10 +46,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        hidden = self.conv1(functional.relu(self.norm1(features), inplace=True))
+        hidden: Tensor = self.conv1(functional.relu(self.norm1(features), inplace=True))
+        # Sums go into the output of a convolution, which no backward pass needs: at full size a fresh tensor costs more
+        # than the addition.
         hidden = self.conv2(functional.relu(self.norm2(hidden), inplace=True))
-        result: Tensor = self.shortcut(features) + hidden
-        return result
+        return hidden.add_(self.shortcut(features))
 
 
 class SeparableConv(nn.Module):
@@ -178,9 +179,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (B, channels, H, W) to the same shape."""
-        attended = features + self.attention(self.norm(features))
-        result: Tensor = attended + self.mlp(functional.relu(self.mlp_norm(attended), inplace=True))
-        return result
+        attended = self.attention(self.norm(features)).add_(features)
+        mixed: Tensor = self.mlp(functional.relu(self.mlp_norm(attended), inplace=True))
+        return mixed.add_(attended)
 
 
 class AttentionUp(nn.Module):
@@ -199,9 +200,9 @@ class AttentionUp(nn.Module):
     def forward(self, low: Tensor, skip: Tensor) -> Tensor:
         """Maps low (B, low_channels, h, w) and skip (B, channels, H, W) to the shape of skip."""
         residual = resize(self.project(low), *skip.shape[-2:])
-        attended = self.attention(self.low_norm(low), self.skip_norm(skip)) + residual
-        attended = attended + self.mlp(functional.relu(self.mlp_norm(attended), inplace=True))
-        merged: Tensor = self.merge(torch.cat((attended, skip), dim=1))
+        attended = self.attention(self.low_norm(low), self.skip_norm(skip)).add_(residual)
+        mixed = self.mlp(functional.relu(self.mlp_norm(attended), inplace=True)).add_(attended)
+        merged: Tensor = self.merge(torch.cat((mixed, skip), dim=1))
         return merged
 
 
