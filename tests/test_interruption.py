@@ -60,7 +60,7 @@ def wholes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
         "--data",
         str(folder / "index"),
         "--resume",
-        *flags(**FLAGS | {"fraction_of_sites": 0.7}),
+        *flags(**FLAGS | {"rounds": 2, "local_steps": 2, "fraction_of_sites": 0.7}),
         "--out",
     ]
     assert run([*index, str(folder / "index")], folder).exitcode == 0
@@ -127,7 +127,7 @@ def test_disk_full_at_some_writes(name: str, wholes: Mapping[str, Whole], tmp_pa
 @pytest.mark.parametrize("name", ["index", "train", "evaluate"])
 def test_killed_at_every_write_and_many_instants(name: str, wholes: Mapping[str, Whole], tmp_path: Path) -> None:
     whole = wholes[name]
-    check(whole, instants(name, whole.reached, per_place=12, writes=1000), "kill", tmp_path)
+    check(whole, instants(name, whole.reached, per_place=8, writes=1000), "kill", tmp_path)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
@@ -376,7 +377,7 @@ def _require_place(out: Path, source: Path) -> None:
         raise DataError(f"{out}: lies in the source {source}, to which nothing is written; choose another folder")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; expected a folder for the index")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(entry.name.endswith(TEMPORARY_SUFFIX) for entry in out.iterdir()):
         return
     if not is_index(out):
         raise DataError(f"{out}: holds other files and no index; choose a new or empty folder for the index")
@@ -391,10 +392,11 @@ def _require_place(out: Path, source: Path) -> None:
 def _remove_leftovers(out: Path, cases: Sequence[Case]) -> None:
     """Removes the cache of cases that are gone, at every size, and what a killed process left half-written."""
     names = {case_file(out, 0, case.site, case.name).name for case in cases}
-    for file in out.glob("cache-*/*"):
+    for file in (*out.glob("cache-*/*"), *out.glob(f".*{TEMPORARY_SUFFIX}")):
         is_partial = file.name.endswith(TEMPORARY_SUFFIX)
-        if file.name not in names and not (is_partial and time.time() - file.stat().st_mtime < _PARTIAL_FOR_S):
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may have finished what it wrote
+            if file.name not in names and not (is_partial and time.time() - file.stat().st_mtime < _PARTIAL_FOR_S):
+                file.unlink()
 
 
 def _key(source: Path, adapter: str, rule: SmallRule) -> str:
