@@ -113,3 +113,15 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_round_before(data: Path, who
     fedgs("train", "--out", str(out), "--resume")
     assert "going on from the round before" in (out / "log.txt").read_text()
     assert last(out) == last(whole)
+
+
+def test_what_a_crash_left_beyond_the_last_checkpoint_is_dropped(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    kill_when(out, 'RoundFinished {"round": 2', ["train", "--data", str(data), "--out", str(out), *flags(**FLAGS)])
+    rounds = out / "rounds.jsonl"
+    lines = rounds.read_text().split("\n")
+    with rounds.open("a") as file:  # round 3 was told twice before its checkpoint was there, the second time in part
+        file.write(lines[1].replace('"round": 2', '"round": 3') + "\n" + lines[1][:20])
+    fedgs("train", "--out", str(out), "--resume")
+    assert [json.loads(line)["round"] for line in rounds.read_text().splitlines()] == [1, 2, 3]
+    assert last(out) == last(whole)
