@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import fedgs
 
+highlight_language = "none"
 project = "fedgs"
 author = "The fedgs developers"
 release = fedgs.__version__

@@ -77,7 +77,8 @@ TEXT = 200 * 2**20
 BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG of 30000 x 30000 zeros": lambda: png(30_000, 30_000, zeros(30_000 * 3_751), bits=1, colour=0),
     "PNG that declares 2^31 x 2^31 without data": lambda: png(2**31 - 1, 2**31 - 1, b""),
-    "PNG just small enough without data": lambda: png(8_192, 4_096, zlib.compress(b"")),
+    "PNG just small enough without data": lambda: png(4_096, 4_096, zlib.compress(b"")),
+    "PNG just too large": lambda: png(4_096, 4_097, zlib.compress(b"")),
     "PNG with a compressed text": lambda: png(8, 8, zeros(200), before=chunk(b"zTXt", b"a\0\0" + zeros(TEXT))),
     "PNG with international text": lambda: png(8, 8, zeros(200), before=chunk(b"iTXt", b"a\0\1\0\0\0" + zeros(TEXT))),
     "PNG with a colour profile": lambda: png(8, 8, zeros(200), before=chunk(b"iCCP", b"a\0\0" + zeros(TEXT))),
@@ -86,7 +87,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG that declares 65500 x 65500": lambda: huge_jpeg(progressive=False),
     "progressive JPEG that declares 65500 x 65500": lambda: huge_jpeg(progressive=True),
     "WebP with a canvas of 16383 x 16383": lambda: huge_webp(b"VP8X"),
-    "WebP of 6000 x 5600 zeros": lambda: encoded(np.zeros((5_600, 6_000), np.uint8), "WEBP", lossless=True, method=0),
+    "WebP of 2900 x 2900 zeros": lambda: encoded(np.zeros((2_900, 2_900), np.uint8), "WEBP", lossless=True, method=0),
     "lossless WebP of 16383 x 16383": lambda: huge_webp(b"VP8L"),
     "lossy WebP of 16383 x 16383": lambda: huge_webp(b"VP8 "),
     "BMP that declares 60000 x 60000": lambda: (

@@ -316,6 +316,9 @@ ROWS |= {
             "train --data {p.tmp}/no --out {p.tmp}/out --model utnet --size 200", "got 200 x 200", "works is 256 x 256"
         ),
         "size of an index": refused("index {p.data} --out {p.tmp}/index --size 5000", "size 5000: expected 8 to 4096"),
+        "page over another file": refused("report {p.run} --out {p.run}/" + LAST, "ends in .html"),
+        "norm": refused(f"{TRAIN} --model-option norm=[1]", "unknown norm [1]", "batch"),
+        "device without values": refused(f"{TRAIN} --device meta", "device 'meta' cannot be used here", "--device cpu"),
         "fold": refused(f"{TRAIN} --fold 7", "fold must be 0 to 4, got 7"),
         "number": refused(f"{TRAIN} --rounds many", "--rounds", "'many' is not a valid integer"),
         "fraction": refused(f"{INDEX} --small-fraction 1/0", "--small-fraction", "1/150", "'1/0'"),
@@ -697,6 +700,8 @@ ROWS |= {
         ("not UTF-8", b"site,case,patient\nnorth,n3,\xff\n", ("is not UTF-8; save it as",)),
         ("no site", "case,patient\nn3,1\n", ("line 2: case 'n3' exists in the sites north, south; add a column",)),
         ("no patient", "site,case\nnorth,n3\n", ("has the columns ['site', 'case']; expected case and patient",)),
+        ("a column twice", "site,case,case,patient\nnorth,n3,n3,1\n", ("one of them twice; remove or rename one",)),
+        ("open quote", 'site,case,patient\nnorth,"n3' + "x" * 200_000, ("is a quote left open?",)),
         ("a cell too many", "site,case,patient\nnorth,n3,1,2\n", ("line 2: expected 3 columns",)),
     )
 }

@@ -120,8 +120,9 @@ def test_what_a_crash_left_beyond_the_last_checkpoint_is_dropped(data: Path, who
     kill_when(out, 'RoundFinished {"round": 2', ["train", "--data", str(data), "--out", str(out), *flags(**FLAGS)])
     rounds = out / "rounds.jsonl"
     lines = rounds.read_text().split("\n")
-    with rounds.open("a") as file:  # round 3 was told twice before its checkpoint was there, the second time in part
-        file.write(lines[1].replace('"round": 2', '"round": 3') + "\n" + lines[1][:20])
+    with rounds.open("ab") as file:  # round 3 was told twice before its checkpoint was there, the second time in part
+        file.write((lines[1].replace('"round": 2', '"round": 3') + "\n").encode())
+        file.write('{"round": 3, "sites": {"病院'.encode()[:-1])  # cut inside a character
     fedgs("train", "--out", str(out), "--resume")
     assert [json.loads(line)["round"] for line in rounds.read_text().splitlines()] == [1, 2, 3]
     assert last(out) == last(whole)

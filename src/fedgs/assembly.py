@@ -47,11 +47,10 @@ def resolve(config: RunConfig) -> RunConfig:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device '{device}' cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0][:200]
+        raise ConfigError(f"device '{device}' cannot be used here ({reason}); try --device cpu") from error
     given: dict[str, Any] = {"device": device}
     if config.data.data is not None:
         given["data"] = str(Path(config.data.data).resolve())

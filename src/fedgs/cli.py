@@ -157,7 +157,10 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
         summary = _train(config, path, resume=resume, tensorboard=tensorboard)
     except KeyboardInterrupt as error:
         if (path / "config.toml").is_file():
-            raise _InterruptedError("fedgs", "train", "--out", str(path), "--resume") from error
+            # What was given to --resume, data that moved for instance, is needed again; the run knows the rest.
+            more = ("--tensorboard",) if tensorboard else ()
+            anew = () if resume else ("fedgs", "train", "--out", str(path), "--resume", *more)
+            raise _InterruptedError(*anew) from error
         raise
     from fedgs.report.tables import scores_table
 
@@ -214,7 +217,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--model-option must be NAME=VALUE, such as norm=group; got '{pair}'")
         try:
             options[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             options[name] = value
     return options
 
@@ -335,6 +338,8 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write the page about one run, or about several side by side, baseline first."""
     from fedgs.report.html import write_report
 
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out}: the page is an HTML file; give --out a name that ends in .html")
     beside = runs[0] if len(runs) == 1 else runs[0].resolve().parent
     click.echo(f"Page:   {write_report(list(runs), out or beside / 'report.html')}")
 

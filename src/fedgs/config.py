@@ -192,7 +192,7 @@ def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not TOML ({error})") from error
     homes = {name: table for table, name, _, _, _ in settings()}
     flat: dict[str, Any] = {}

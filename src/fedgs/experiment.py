@@ -84,7 +84,8 @@ def train(
     if resume and folder.is_finished:
         refuse_other_settings(folder, configure(config, device=folder.config().training.device))
         if not (folder.path / "report.html").is_file():
-            _write_report(folder)
+            with locked(folder.path):
+                _write_report(folder)
         return folder.summary()
     if config.data.data is not None and folder.path.resolve().is_relative_to(Path(config.data.data)):
         raise ConfigError(f"{folder.path}: lies inside the data, to which nothing is written; choose another --out")
@@ -278,7 +279,6 @@ def _begin(folder: RunFolder, trial: _Trial) -> State:
 
 
 def _go_on(folder: RunFolder, trial: _Trial, emit: Listener) -> State:
-    refuse_other_settings(folder, trial.config)
     refuse_other_split(folder, trial.index, trial.split)
     return folder.restore(lambda message: emit(Careful(message)))
 

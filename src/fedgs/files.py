@@ -25,6 +25,7 @@ __all__ = [
     "TEMPORARY_SUFFIX",
     "append",
     "copy_atomically",
+    "named",
     "read_sealed",
     "replacing",
     "write_atomically",
@@ -53,17 +54,16 @@ def replacing(path: Path, *, durable: bool = True, previous: Path | None = None)
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
-        yield temporary
-        if durable:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        if previous is not None and path.is_file():
-            path.replace(previous)
-        temporary.replace(path)
-    except BaseException as error:
+        with named(path):
+            yield temporary
+            if durable:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            if previous is not None and path.is_file():
+                path.replace(previous)
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # the name that people know
         raise
 
 
@@ -79,12 +79,24 @@ def copy_atomically(source: Path, path: Path, *, previous: Path | None = None) -
         shutil.copyfile(source, part)
 
 
-def append(path: Path, text: str) -> None:
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an error of the system that names no file, or one that nobody knows, the name of a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def append(path: Path, text: str, *, durable: bool = True) -> None:
     """Adds text to a file, which is made when missing; a crash may leave its beginning alone."""
-    with path.open("a", encoding="utf-8") as file:
+    with named(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -147,11 +159,14 @@ def write_sealed(
     # One metadata entry only: safetensors writes several in an order that changes from process to process.
     metadata = {"fedgs": _BLANK_SEAL + json.dumps(description, sort_keys=True, allow_nan=False)}
     with replacing(path, durable=durable, previous=previous) as part:
+        part.touch()
+        mode = part.stat().st_mode
         try:
             save(part, metadata)
         except SafetensorError as error:  # a full disk, of which only the text tells
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from error
+        part.chmod(mode)  # safetensors makes files that nobody else may read
         return _seal(part)
 
 

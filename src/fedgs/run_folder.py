@@ -160,7 +160,7 @@ class RunFolder:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; restore it from a copy, or start a new run with another --out")
         with understood(path):
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a crash left of a line has no end
+            lines = path.read_bytes().split(b"\n")[:-1]  # what a crash left of a line has no end
             records = [record for line in lines if (record := json.loads(line))["round"] <= finished]
             if [record["round"] for record in records] != list(range(1, finished + 1)):
                 raise ValueError(f"expected the rounds 1 to {finished}")
@@ -263,8 +263,7 @@ class RunFolder:
 
     def log(self, message: str) -> None:
         """Adds a line with the time to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{_now()} {message}\n")
+        append(self.path / "log.txt", f"{_now()} {message}\n", durable=False)
 
     def _save(self, path: Path, state: State, *, previous: Path | None = None) -> str:
         """Writes a checkpoint and gives its checksum."""

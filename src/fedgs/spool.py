@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedgs.core import Update
+from fedgs.files import named
 from fedgs.tensors import Tensors
 
 __all__ = ["Spool"]
@@ -53,12 +54,13 @@ class Spool:
             return update
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the spool is left
-        return replace(
-            update,
-            direction=_OnDisk(self._file, update.direction),
-            buffers=_OnDisk(self._file, update.buffers),
-            extra=_OnDisk(self._file, update.extra),
-        )
+        with named(self._folder):
+            return replace(
+                update,
+                direction=_OnDisk(self._file, update.direction),
+                buffers=_OnDisk(self._file, update.buffers),
+                extra=_OnDisk(self._file, update.extra),
+            )
 
 
 class _OnDisk(Mapping[str, Tensor]):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -240,3 +242,28 @@ def test_resizing_antialiases_and_keeps_channels() -> None:
     assert np.abs(small[:, 1:-1].astype(int) - 128).max() <= 2
     assert resize_image(FRAME, 24).shape == (24, 24, 3)
     np.testing.assert_array_equal(resize_image(FRAME[:, :24], 24), FRAME[:, :24])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize(("suffix", "side"), [("png", 4096), ("webp", 2896)])
+def test_a_file_at_the_limit_takes_less_than_256_mb(kind: str, suffix: str, side: int, tmp_path: Path) -> None:
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[-1, -2:] = [[1, 2, 3], [200, 0, 9]]  # two colours beside black, so that a mask is refused at its very end
+    path = tmp_path / f"large.{suffix}"
+    Image.fromarray(pixels).save(path, lossless=True) if suffix == "webp" else Image.fromarray(pixels).save(path)
+    script = f"""
+import resource
+from pathlib import Path
+import PIL.PngImagePlugin, PIL.WebPImagePlugin
+from fedgs.data.images import read_image, read_mask
+from fedgs.errors import DataError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_{kind}(Path({str(path)!r}))
+except DataError as error:
+    assert {kind!r} == "mask" and "the mask holds the values 0, 66051, 13107209" in str(error), error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 256

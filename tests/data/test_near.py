@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from itertools import combinations
 
@@ -180,3 +181,19 @@ def test_the_published_split_of_five_hospitals_parts_near_duplicates_and_ours_do
         assert not any(leaks(table, split_cases(table, fold=fold)).near_duplicates.values())
     published = [leaks(table, published_split(table, fold=fold)).near_duplicates for fold in range(FOLDS)]
     assert [sum(found.values()) for found in published] == [3, 1, 0, 2, 0]
+
+
+def test_a_video_that_stands_still_costs_no_square_of_memory() -> None:
+    draw = np.random.default_rng(0)
+    scene = draw.integers(0, 256, 32, dtype=np.uint8)
+    hashes = []
+    for _ in range(3000):
+        frame = scene.copy()
+        frame[draw.integers(8, 32, 4)] ^= np.uint8(1) << draw.integers(0, 8, 4, dtype=np.uint8)
+        hashes.append(frame.tobytes().hex())
+    tracemalloc.start()
+    groups = near_groups(hashes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(groups) == {0}
+    assert peak < 400 * 2**20

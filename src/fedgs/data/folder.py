@@ -99,8 +99,13 @@ def _read_table(table: Path) -> list[tuple[int, Mapping[str, str]]]:
     columns = [column.strip().lower() for column in reader.fieldnames or []]
     if not {"case", "patient"} <= set(columns):
         raise DataError(f"{table}: has the columns {columns}; expected case and patient, and optionally site")
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{table}: has the columns {columns}, one of them twice; remove or rename one")
     reader.fieldnames = columns
-    rows = [(reader.line_num, row) for row in reader]
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: cannot be read ({error}); is a quote left open?") from error
     broken = [line for line, row in rows if None in row or None in row.values()]
     if broken:
         raise DataError(f"{table}, line {broken[0]}: expected {len(columns)} columns as in its first line")

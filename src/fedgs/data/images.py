@@ -23,10 +23,14 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "read_image", "read_mask", "resize_im
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
 
-MAX_PIXELS = 2**25
-"""A file that declares more pixels (than 8192 x 4096) is refused before it is decoded: within that, whatever a file
-turns out to be costs less than 256 MB."""
+MAX_PIXELS = 2**24
+"""A file that declares more pixels (than 4096 x 4096) is refused before it is decoded.
 
+Reading an image or a mask of so many pixels takes less than 256 MB, whatever a file turns out to hold.
+"""
+
+_MAX_PIXELS_WEBP = 2**23  # its decoder takes twice the memory
+_VALUES_LOOKED_AT = 2**16
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 _JPEG_FORMATS = ("JPEG", "MPO")
 _JPEG_THRESHOLD = 127
@@ -146,11 +150,12 @@ def _open_header(path: Path) -> Image.Image:
 
 def _require_decodable(path: Path, image: Image.Image) -> None:
     """Refuses by its header what would take too much memory or has no single meaning."""
-    _require_pixels(path, "declares", image.width, image.height)
+    limit = _MAX_PIXELS_WEBP if image.format == "WEBP" else MAX_PIXELS
+    _require_pixels(path, "declares", image.width, image.height, limit)
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         # A tile is decoded as a whole, however little of it the image shows.
-        _require_pixels(path, "has tiles of", tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0))
+        _require_pixels(path, "has tiles of", tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0), MAX_PIXELS)
         has_pages = tags.next != 0
     else:
         has_pages = image.format not in _JPEG_FORMATS and getattr(image, "n_frames", 1) > 1
@@ -160,9 +165,9 @@ def _require_decodable(path: Path, image: Image.Image) -> None:
         raise _other_colours(path, image.mode)
 
 
-def _require_pixels(path: Path, what: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{what} {_by((height, width))}")
+def _require_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise _too_large(path, f"{what} {_by((height, width))}", limit)
 
 
 def _plain(path: Path, image: Image.Image) -> Image.Image:
@@ -201,8 +206,12 @@ def _jpeg_mask(path: Path, image: Image.Image) -> NDArray[np.bool_]:
 
 def _lossless_mask(path: Path, picture: _Picture) -> NDArray[np.bool_]:
     levels = _levels(path, picture)
-    if np.any((levels != 0) & (levels != levels.max())):
-        values = np.unique(levels).tolist()
+    if levels.dtype.kind == "f" and not np.isfinite(levels).all():
+        raise DataError(f"{path}: the mask holds values that are not finite; expected two: 0 and one other for lesion")
+    odd = (levels != 0) & (levels != levels.max())
+    if odd.any():
+        # A sample tells enough: sorting all pixels of a large mask takes longer than reading it.
+        values = sorted({0, int(levels.max()), *levels[odd][:_VALUES_LOOKED_AT].tolist()})
         shown = ", ".join(map(str, values[:6])) + (f", … ({len(values)} values)" if len(values) > 6 else "")
         raise DataError(
             f"{path}: the mask holds the values {shown}; expected two: 0 for background and one other for lesion. "
@@ -220,17 +229,22 @@ def _levels(path: Path, picture: _Picture) -> NDArray[Any]:
     levels = np.asarray(_plain(path, picture.pixels))
     if levels.ndim == 2:
         return levels
-    red, green, blue = np.moveaxis(levels.astype(np.uint32), 2, 0)
-    is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
-    return np.asarray(red if is_grey else red << 16 | green << 8 | blue)
+    red = levels[:, :, 0]
+    if np.array_equal(red, levels[:, :, 1]) and np.array_equal(red, levels[:, :, 2]):
+        return red
+    packed = red.astype(np.uint32)  # in place from here on: a large mask must not take several times its memory
+    for channel in (1, 2):
+        packed <<= 8
+        packed |= levels[:, :, channel]
+    return packed
 
 
 def _other_colours(path: Path, mode: str) -> DataError:
     return DataError(f"{path}: its colour mode is {mode}; expected RGB or grey, so convert it")
 
 
-def _too_large(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}; fedgs decodes up to {MAX_PIXELS} pixels per image, so scale it down")
+def _too_large(path: Path, what: str, limit: int = MAX_PIXELS) -> DataError:
+    return DataError(f"{path}: {what}; fedgs decodes up to {limit} pixels of such an image, so scale it down")
 
 
 def _by(shape: tuple[int, int]) -> str:

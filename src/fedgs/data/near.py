@@ -6,7 +6,7 @@ differ in few bits; near duplicates of near duplicates are of one group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -34,6 +34,9 @@ The copies named above differ in at most 6 of them. Of the 876,203 pairs of diff
 within 11 (it differs in 97 of all bits), so that none meets both conditions. Of the other pairs 16 do, and each shows
 one scene.
 """
+
+Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
+Wanted = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.bool_]]
 
 _GRID = 128
 _SQUARE = 32
@@ -89,14 +92,8 @@ def near_pairs(hashes: Sequence[str]) -> NDArray[np.intp]:
         (pairs, 2): positions in `hashes`, the lower one first, sorted.
     """
     rows = np.array([row for row, text in enumerate(hashes) if text], dtype=np.intp)
-    words = _words([hashes[row] for row in rows])
     found = [np.empty((0, 2), dtype=np.intp)]
-    for band in range(_BANDS):
-        for one, other in _candidates(words[:, band]):
-            coarse = _distance(words[one, :_BANDS], words[other, :_BANDS]) <= MOST_COARSE_BITS
-            one, other = one[coarse], other[coarse]
-            near = _distance(words[one], words[other]) <= MOST_BITS
-            found.append(np.stack([one[near], other[near]], axis=1))
+    found += [np.stack(pair, axis=1) for pair in _near(_words([hashes[row] for row in rows]))]
     return rows[np.unique(np.concatenate(found), axis=0)]
 
 
@@ -112,14 +109,34 @@ def near_groups(hashes: Sequence[str]) -> list[int | None]:
     texts, first, which, counts = np.unique(
         np.array(hashes, dtype=np.str_), return_index=True, return_inverse=True, return_counts=True
     )
-    pairs = near_pairs(texts.tolist())
-    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(texts), len(texts)))
-    _, labels = connected_components(links, directed=False)
+    filled = np.flatnonzero(texts != "")
+    labels = np.arange(len(texts))
+
+    def apart(one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Pairs that are connected already are passed over, else many frames of one scene would cost their square."""
+        return np.asarray(labels[filled[one]] != labels[filled[other]])
+
+    for one, other in _near(_words(texts[filled].tolist()), apart):
+        links = coo_array((np.ones(len(one)), (labels[filled[one]], labels[filled[other]])), shape=(len(texts),) * 2)
+        labels[:] = connected_components(links, directed=False)[1][labels]
     lowest = np.full(len(texts), len(hashes))
     np.minimum.at(lowest, labels, first)
     sizes = np.bincount(labels, weights=counts, minlength=len(texts))
     has_twin = (sizes[labels] > 1) & (texts != "")
     return [int(lowest[labels[text]]) if has_twin[text] else None for text in which.tolist()]
+
+
+def _near(words: NDArray[np.uint16], wanted: Wanted = lambda one, other: np.ones(len(one), bool)) -> Iterator[Pairs]:
+    """Near pairs among the candidates that are wanted, in blocks; a pair may come up several times."""
+    for band in range(_BANDS):
+        for one, other in _candidates(words[:, band]):
+            kept = wanted(one, other)
+            one, other = one[kept], other[kept]
+            coarse = _distance(words[one, :_BANDS], words[other, :_BANDS]) <= MOST_COARSE_BITS
+            one, other = one[coarse], other[coarse]
+            near = _distance(words[one], words[other]) <= MOST_BITS
+            if near.any():
+                yield one[near], other[near]
 
 
 def hash_distance(one: str, other: str) -> int:

@@ -142,7 +142,7 @@ def read_settings(folder: Path) -> Settings:
         return Settings(
             content["source"], content["adapter"], content["size"], rule, content["table_hash"], content["format"]
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedIndexError(f"{path}: was altered or damaged; run 'fedgs index' again") from error
 
 

@@ -47,7 +47,7 @@ class UNet(nn.Module):
 
     def __init__(self, *, in_channels: int, num_classes: int = 2, norm: str = "batch") -> None:
         super().__init__()
-        if norm not in NORMS:
+        if not isinstance(norm, str) or norm not in NORMS:
             raise unknown_choice("norm", norm, NORMS)
         self.body = monai_unet.UNet(
             spatial_dims=2,

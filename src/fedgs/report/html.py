@@ -152,7 +152,7 @@ def _parts(named: Mapping[str, Run]) -> list[Group]:
 
 
 def _external_in_words(externals: Sequence[External]) -> str:
-    scored = sorted({f"checkpoint {each.checkpoint}, round {each.round}" for each in externals})
+    scored = list(dict.fromkeys(f"checkpoint {each.checkpoint}, round {each.round}" for each in externals))
     known = max((each.known_cases for each in externals), default=0)
     return "; ".join(scored) + (f"; {known} images known from training" if known else "")
 

@@ -225,6 +225,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such run folder; expected one that 'fedgs train --out' wrote")
     summary = _summary(folder)
+    environment = _json(folder / "environment.json")
     data = _parsed(folder / "summary.json", lambda: _data(summary["data"]))
     return _parsed(
         folder / "summary.json",
@@ -243,9 +244,9 @@ def read_run(folder: Path) -> Run:
             external=_external(summary.get("external")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
-            split=_split(folder / "split.csv"),
+            split=_split(folder / "split.csv", environment.get("split")),
             config=_config(folder / "config.toml"),
-            environment=_json(folder / "environment.json"),
+            environment=environment,
             **data,
         ),
     )
@@ -319,8 +320,8 @@ def _external(content: Mapping[str, Any] | None) -> External | None:
 
 
 def _history(path: Path, finished: int) -> tuple[Round, ...]:
-    lines = [line for line in _text(path).splitlines() if line.strip()]
-    rounds = _parsed(path, lambda: [_round(json.loads(line)) for line in lines])
+    lines = [line for line in _text(path).split("\n") if line.strip()]
+    rounds = _parsed(path, lambda: [_round(_loaded(line)) for line in lines])
     found = {each.number: each for each in rounds}
     if len(found) != finished:
         raise DataError(f"{path}: tells of {len(found)} of {finished} rounds; restore it from a copy or run again")
@@ -362,7 +363,10 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
     return Overlay(row["part"], row["site"], row["case"], int(row["lesion_area"]), float(row["dice"]), *files)
 
 
-def _split(path: Path) -> str:
+def _split(path: Path, checksum: str | None) -> str:
+    _text(path)
+    if checksum not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        raise DataError(f"{path}: was altered since the run began; restore it from a copy")
     rows = _parsed(path, lambda: sorted((row["site"], row["case"], row["part"]) for row in _table(path)))
     if not rows:
         raise DataError(f"{path}: tells of no case; restore it from a copy or run again")
@@ -384,11 +388,20 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    content: Any = _parsed(path, lambda: json.loads(_text(path)))
+    content: Any = _parsed(path, lambda: _loaded(_text(path)))
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}; restore it from a copy")
     require_intact(path, content)
     return content
+
+
+def _loaded(text: str) -> Any:
+    """Reads JSON, which has no number that is not finite; Python alone would take NaN for one."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _text(path: Path) -> str:
