@@ -211,7 +211,8 @@ def _lossless_mask(path: Path, picture: _Picture) -> NDArray[np.bool_]:
     odd = (levels != 0) & (levels != levels.max())
     if odd.any():
         # A sample tells enough: sorting all pixels of a large mask takes longer than reading it.
-        values = sorted({0, int(levels.max()), *levels[odd][:_VALUES_LOOKED_AT].tolist()})
+        extremes = {levels.min().item(), levels.max().item()}
+        values = sorted({*extremes, *levels[odd][:_VALUES_LOOKED_AT].tolist()})
         shown = ", ".join(map(str, values[:6])) + (f", … ({len(values)} values)" if len(values) > 6 else "")
         raise DataError(
             f"{path}: the mask holds the values {shown}; expected two: 0 for background and one other for lesion. "
