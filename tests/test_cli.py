@@ -12,9 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from fedgs import cli as fedgs_cli
 from fedgs.errors import DataError
 from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
@@ -75,8 +79,6 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
 
 
 def test_scores_average_to_the_summary(finished: Path) -> None:
-    import pandas as pd
-
     scores, summary = pd.read_csv(finished / "scores.csv"), json.loads((finished / "summary.json").read_text())
     rows = scores[(scores["round"] == 3) & (scores["part"] == "test_in")]
     assert summary["test_in"]["dice"]["mean"] == pytest.approx(rows["dice"].mean())
@@ -85,8 +87,6 @@ def test_scores_average_to_the_summary(finished: Path) -> None:
 
 
 def test_evaluate_adds_external_scores_and_repeating_replaces_them(finished: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     other = make_phantom(tmp_path / "other", 5, seed=1)
@@ -108,6 +108,57 @@ def test_evaluating_on_known_images_is_said(finished: Path, data: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     assert "trained or selected on" in fedgs("evaluate", str(run), "--data", str(data)).stdout
+
+
+def test_near_duplicates_of_what_a_run_was_trained_on_are_known(finished: Path, data: Path, tmp_path: Path) -> None:
+    run, others = tmp_path / "run", tmp_path / "others"
+    shutil.copytree(finished, run)
+    names = {part: sorted(rows["case"]) for part, rows in pd.read_csv(run / "split.csv", dtype=str).groupby("part")}
+    for site, cases in (("Seen", names["train"][:3]), ("New", names["test_out"][:4])):
+        for case in cases:
+            (image,) = data.glob(f"*/images/{case}.png")
+            copy = others / site / "images" / f"{case}.png"
+            for folder in ("images", "masks"):
+                (others / site / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(image.parents[1] / "masks" / image.name, others / site / "masks")
+            Image.fromarray((np.asarray(Image.open(image)) * 0.9).astype(np.uint8)).save(copy)
+    done = fedgs("evaluate", str(run), "--data", str(others), "--checkpoint", "last")
+    assert "Careful: 3 of these images, or near duplicates of them" in done.stdout
+    external = json.loads((run / "summary.json").read_text())["external"]
+    assert external["known_cases_of_site"] == {"New": 0, "Seen": 3}
+
+
+@pytest.mark.parametrize("name", ["config.toml", "environment.json", "rounds.jsonl", "scores.csv", "split.csv"])
+def test_a_report_refuses_what_was_altered(name: str, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / name).read_text()
+    assert "1" in text
+    (run / name).write_text("2".join(text.rsplit("1", 1)))
+    message = refused("report", str(run))
+    assert f"{name}: was altered" in message
+    assert "restore it from a copy" in message
+
+
+def test_memory_that_torch_cannot_have_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(error: Exception) -> None:
+        def invoke(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(fedgs_cli.cli, "main", invoke)
+        fedgs_cli.main([])
+
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(2**55)
+    with pytest.raises(SystemExit):
+        raises(of_torch.value)
+    assert capsys.readouterr().err == (
+        "Error: there is not enough memory; choose a smaller --batch-size or --size, or close other programs\n"
+    )
+    with pytest.raises(RuntimeError, match="a fault of our own"):
+        raises(RuntimeError("a fault of our own"))
 
 
 def test_evaluations_of_several_hospitals_are_kept_apart(finished: Path, data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def main(data: Path) -> None:
     index = open_data(data, adapter="polypgen", size=256)
     table = index.table
     pairs = near_pairs(table["near_hash"].tolist())
+    print_all_pairs(table)
     print_counts(table)
     print_pairs(table, pairs)
     for name, split in SPLITS.items():
@@ -74,6 +76,18 @@ def print_in_run(table: pd.DataFrame, pairs: np.ndarray) -> None:
             tested = old["part"] == part
             counts = [int((tested & has_twin(table, known, old, parts)).sum()) for parts in (["train"], ["validation"])]
             print(name, part, f"{counts[0]} of {int(tested.sum())} with a twin in training, {counts[1]} in validation")
+
+
+def print_all_pairs(table: pd.DataFrame) -> None:
+    """How many pairs of frames there are of each kind; nothing is hashed for it."""
+    sites, known = table["site"].value_counts(), table.dropna(subset=["patient"])
+    every, within = comb(len(table), 2), sum(comb(int(count), 2) for count in sites)
+    both_known = sum(comb(int(count), 2) for count in known["site"].value_counts())
+    one_patient = sum(comb(int(count), 2) for count in known.groupby(["site", "patient"]).size())
+    print("pairs: all", every, "different hospitals", every - within)
+    print("one hospital: different known patients", both_known - one_patient, "one known patient", one_patient, end=" ")
+    print("a patient unknown", within - both_known)
+    print("different patients or hospitals", every - within + both_known - one_patient)
 
 
 def print_counts(table: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import sys
 import types
@@ -28,6 +29,7 @@ __all__ = ["cli", "main"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|Cannot allocate memory|not enough memory")  # of torch
 _ADVICE = {
     errno.EACCES: "check its permissions",
     errno.EROFS: "choose another place",
@@ -78,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_how_to_go_on(end.command or ("fedgs", *given))
     except (KeyboardInterrupt, click.exceptions.Abort):
         _say_how_to_go_on(("fedgs", *given))
-    except (FedgsError, OSError, MemoryError) as error:
-        if debug:
+    except (FedgsError, OSError, MemoryError, RuntimeError) as error:
+        if debug or (isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error))):
             raise
         click.echo(f"Error: {_in_words(error)}", err=True)
         sys.exit(1)
@@ -103,7 +105,7 @@ def _say_how_to_go_on(command: Sequence[str]) -> typing.NoReturn:
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, RuntimeError)):
         return "there is not enough memory; choose a smaller --batch-size or --size, or close other programs"
     if isinstance(error, OSError) and error.strerror:
         parts = (error.filename, error.strerror)
@@ -172,12 +174,10 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
             f"{leaks['patients']} known patients, {leaks['duplicates']} duplicated images and "
             f"{leaks.get('near_duplicates', 0)} groups of near duplicates"
         )
-        console.print(f"Careful: {found} stand on more than one side of this split.", highlight=False)
+        click.echo(f"Careful: {found} stand on more than one side of this split.")
     page = path / "report.html"
-    console.print(
-        f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'",
-        highlight=False,
-        markup=False,
+    click.echo(
+        f"Page:   {page}" if page.is_file() else "No page: it needs the extra 'report': pip install 'fedgs[report]'"
     )
 
 
@@ -275,10 +275,10 @@ def index(
             small_rule=_rule(small_rule, small_fraction, base),
             on_progress=on_indexing,
         )
-    console.print(summarise(made).as_text(), highlight=False, markup=False, soft_wrap=True)
+    click.echo(summarise(made).as_text())
     if sheet := write_sheet(made):
-        console.print(f"Sheet:  {out / sheet.name}", highlight=False, markup=False)
-    console.print(f"Index:  {out}", highlight=False, markup=False)
+        click.echo(f"Sheet:  {out / sheet.name}")
+    click.echo(f"Index:  {out}")
 
 
 def _rule(kind: str | None, fraction: str | None, base: float | None) -> Any:
@@ -325,8 +325,9 @@ def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device
         part_table(f"{run.resolve().name}, checkpoint {checkpoint} (round {result['round']}), external", result),
     )
     if result["known_cases"]:
-        console.print(f"Careful: {result['known_cases']} of these images were trained or selected on.", highlight=False)
-    console.print(f"The page shows them after: fedgs report {run}", highlight=False, markup=False)
+        found = f"{result['known_cases']} of these images, or near duplicates of them, were trained or selected on."
+        click.echo(f"Careful: {found}")
+    click.echo(f"The page shows them after: {shlex.join(('fedgs', 'report', str(run)))}")
 
 
 @cli.command()
@@ -365,9 +366,9 @@ def demo(out: Path) -> None:
         _train(demo_config(algorithm, out / "phantom"), run, resume=True)
     _print_table(console, scores_table(runs))
     try:
-        console.print(f"Page:   {write_report(runs, out / 'report.html')}", highlight=False, markup=False)
+        click.echo(f"Page:   {write_report(runs, out / 'report.html')}")
     except MissingExtraError as error:
-        console.print(f"No page: {error}", highlight=False, markup=False)
+        click.echo(f"No page: {error}")
 
 
 def _console() -> Console:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,10 @@ class _Trial:
     def _score(
         self, model: Module, part: str, number: int, emit: Listener, gallery: Gallery | None = None
     ) -> pd.DataFrame:
-        rows, done = self.rows(part), 0
+        rows, done = self.rows(part), count(1)
 
         def note(prediction: Prediction, dice: float) -> None:
-            nonlocal done
-            done += 1
-            emit(Scoring(number, part, done, len(rows)))
+            emit(Scoring(number, part, next(done), len(rows)))
             if gallery:
                 gallery.keep(part, prediction, dice)
 
@@ -273,7 +272,7 @@ def _require_new(folder: RunFolder) -> None:
 
 def _begin(folder: RunFolder, trial: _Trial) -> State:
     machine = describe_machine(torch.device(trial.config.training.device))
-    hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash")}
+    hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash", "near_hash")}
     folder.create(trial.config, machine | describe_cases(trial.index, trial.split), trial.split.assign(**hashes))
     return State(global_of(trial.model))
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from fedgs.assembly import build_network, build_scorer, require_lesions, resolve
 from fedgs.config import configure
 from fedgs.core import load
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
+from fedgs.data.linked import shown_among
 from fedgs.errors import DataError, understood, unknown_choice
 from fedgs.evaluation import Prediction
 from fedgs.events import Listener, Scoring
@@ -47,8 +51,8 @@ def evaluate(
         on_indexing: Told of the indexing that comes first.
 
     Returns:
-        The summary of these hospitals, with ``checkpoint``, ``round`` and ``known_cases``: how many of the images the
-        run was trained or selected on, which then are no external test.
+        The summary of these hospitals, with ``checkpoint``, ``round`` and ``known_cases``: how many of the images, or
+        near duplicates of them, the run was trained or selected on, which then are no external test.
 
     Raises:
         ConfigError: No run, an unfinished one, one that another process writes to, or an unknown checkpoint.
@@ -69,18 +73,17 @@ def evaluate(
         require_lesions("external", index.table, "score them together with others")
         model = build_network(config, trained_on.channels)
         load(model, state.server)
-        number, done = state.server.round, 0
+        number, done = state.server.round, count(1)
 
         def note(_: Prediction, __: float) -> None:
-            nonlocal done
-            done += 1
+            event = Scoring(number, "external", next(done), len(index))
             for listener in listeners:
-                listener(Scoring(number, "external", done, len(index)))
+                listener(event)
 
         rows = build_scorer(config).score(
             model, index, range(len(index)), part="external", number=number, on_prediction=note
         )
-        seen = index.table["image_hash"].isin(trained_on.images)
+        seen = pd.Series(shown_among(index.table, trained_on.cases))
         known = {str(site): int(found.sum()) for site, found in seen.groupby(index.table["site"])}
         about = {"checkpoint": checkpoint, "round": number}
         all_known = {**trained_on.known_cases.get(number, {}), **known}
@@ -97,13 +100,13 @@ class _TrainedOn:
     Attributes:
         small_rule: Which lesions are small.
         channels: Channels of the images, which the network takes.
-        images: Hashes of the images that it was trained or selected on.
+        cases: Those that it was trained or selected on, with the hashes of their images.
         known_cases: By the round that was scored, how many of each external site's images are among them.
     """
 
     small_rule: SmallRule
     channels: int
-    images: frozenset[str]
+    cases: pd.DataFrame
     known_cases: Mapping[int, Mapping[str, int]]
 
     @classmethod
@@ -114,7 +117,7 @@ class _TrainedOn:
             return cls(
                 small_rule=SmallRule(**summary["data"]["small_rule"]),
                 channels=int(summary["data"]["channels"]),
-                images=frozenset(split.loc[split["part"].isin(("train", "validation")), "image_hash"]),
+                cases=split.loc[split["part"].isin(("train", "validation")), ["image_hash", "near_hash"]],
                 known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
             )
 

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedgs.data.images import as_picture
 from fedgs.data.index import Index
 from fedgs.evaluation import Prediction
 from fedgs.files import write_atomically
@@ -44,8 +45,7 @@ class Gallery:
         if name is None:
             return
         self._folder.mkdir(exist_ok=True)
-        frame = self._index.frame(prediction.row)
-        image = Image.fromarray(frame if frame.shape[2] == 3 else frame[:, :, 0]).convert("RGB")
+        image = as_picture(self._index.frame(prediction.row)).convert("RGB")
         _write(self._folder / f"{name}-image.jpg", image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), quality=85)
         for kind, mask in (("truth", prediction.truth), ("prediction", prediction.mask)):
             _write(self._folder / f"{name}-{kind}.png", Image.fromarray(_shrunk(mask)))

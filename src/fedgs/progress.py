@@ -125,8 +125,27 @@ class _Status(ProgressColumn):
         return Text(self._clock.status(), no_wrap=True, overflow="ellipsis")
 
 
-class LiveBar:
-    """A bar that is drawn in place; it closes itself when the run ends.
+class _Bar:
+    """A bar that is drawn in place, from `_draw` to `close`."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:
+        self._bar = Progress(*columns, console=console, **options)
+        self._drawn = False
+
+    def _draw(self) -> None:
+        if not self._drawn:
+            self._bar.start()
+            self._drawn = True
+
+    def close(self) -> None:
+        """Leaves the terminal as it was found."""
+        if self._drawn:
+            self._bar.stop()
+            self._drawn = False
+
+
+class LiveBar(_Bar):
+    """The bar of a run; it closes itself when the run ends.
 
     Args:
         console: A terminal.
@@ -135,9 +154,8 @@ class LiveBar:
     def __init__(self, console: Console) -> None:
         self._clock = Clock()
         columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), _Status(self._clock))
-        self._bar = Progress(*columns, console=console, refresh_per_second=4)
+        super().__init__(console, *columns, refresh_per_second=4)
         self._task = self._bar.add_task("", total=None, visible=False)
-        self._drawn = False
 
     def __call__(self, event: Event) -> None:
         """Moves the bar."""
@@ -146,21 +164,14 @@ class LiveBar:
             _warn(self._bar.console, event)
         clock = self._clock
         if isinstance(event, RunStarted):
-            self._bar.start()
-            self._drawn = True
+            self._draw()
             self._bar.update(self._task, description=f"{clock.name}: round", total=clock.rounds, visible=True)
         self._bar.update(self._task, completed=clock.finished)
         if isinstance(event, RunFinished):
             self.close()
 
-    def close(self) -> None:
-        """Leaves the terminal as it was found."""
-        if self._drawn:
-            self._bar.stop()
-            self._drawn = False
 
-
-class CountingBar:
+class CountingBar(_Bar):
     """Shows how many cases are done, from the second second on.
 
     Args:
@@ -169,20 +180,17 @@ class CountingBar:
     """
 
     def __init__(self, console: Console, what: str) -> None:
-        self._console, self._what, self._drawn = console, what, False
+        super().__init__(console, TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        self._console, self._what = console, what
         self._started = self._last = time.monotonic()
-        self._bar = Progress(
-            TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        )
         self._task = self._bar.add_task("", total=None)
 
     def __call__(self, done: int, cases: int) -> None:
         """Moves the bar, or writes a line every ten seconds where there is no terminal."""
         now = time.monotonic()
         if self._console.is_terminal:
-            if now - self._started > _PATIENCE_S and not self._drawn:
-                self._bar.start()
-                self._drawn = True
+            if now - self._started > _PATIENCE_S:
+                self._draw()
             self._bar.update(self._task, completed=done, total=cases)
         elif now - self._last > _QUIET_S:
             left = (now - self._started) / max(done, 1) * (cases - done)
@@ -190,12 +198,6 @@ class CountingBar:
             self._last = now
         if done == cases:
             self.close()
-
-    def close(self) -> None:
-        """Leaves the terminal as it was found."""
-        if self._drawn:
-            self._bar.stop()
-            self._drawn = False
 
 
 def show_progress(console: Console) -> LiveBar | PlainLines:

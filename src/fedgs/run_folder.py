@@ -34,6 +34,7 @@ __all__ = ["CHECKPOINTS", "RunFolder", "describe_machine", "refuse_foreign"]
 
 CHECKPOINTS = ("last", "best", "best_small")
 _MEMORY = "memory"
+_REPORTED = ("config.toml", "environment.json", "rounds.jsonl", "scores.csv", "split.csv")
 
 
 class RunFolder:
@@ -98,7 +99,7 @@ class RunFolder:
         if self.environment().get("split") not in (None, _hash(path.read_bytes())):
             raise CheckpointError(f"{path}: was altered since the run began; restore it from a copy")
         with understood(path):
-            return split.astype(dict.fromkeys(("site", "case", "part", "image_hash"), str))
+            return split.astype(dict.fromkeys(("site", "case", "part", "image_hash", "near_hash"), str))
 
     def summary(self) -> Mapping[str, Any]:
         """Reads summary.json.
@@ -258,8 +259,9 @@ class RunFolder:
             write_json(path.with_suffix(".json"), about | {"written": _now()}, durable=False)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json, which marks the run as complete."""
-        write_json(self.path / "summary.json", sealed(summary))
+        """Writes summary.json, which marks the run as complete and knows the files that a report reads beside it."""
+        files = {name: _hash((self.path / name).read_bytes()) for name in _REPORTED}
+        write_json(self.path / "summary.json", sealed({**summary, "files": files}))
 
     def log(self, message: str) -> None:
         """Adds a line with the time to log.txt."""

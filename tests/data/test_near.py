@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from fedgs.data import find_cases, near, phantom
 from fedgs.data.images import read_image
 from fedgs.data.index import Index
-from fedgs.data.linked import near_rows
+from fedgs.data.linked import linked_rows, near_rows, shown_among
 from fedgs.data.near import MOST_BITS, MOST_COARSE_BITS, hash_distance, near_groups, near_hash, near_pairs
 from fedgs.data.splits import FOLDS, leaks, published_split, split_cases
 
@@ -152,6 +153,48 @@ def test_the_order_of_frames_does_not_matter() -> None:
 
     shuffled = near_groups([hashes[row] for row in order])
     assert groups(shuffled, order.tolist()) == groups(near_groups(hashes), list(range(len(hashes))))
+
+
+def test_what_is_linked_is_what_a_walk_over_all_links_finds() -> None:
+    rng = np.random.default_rng(5)
+    count, looks = 120, [rng.bytes(32).hex() for _ in range(300)]
+    table = pd.DataFrame(
+        {
+            "site": rng.choice(["A", "B"], count),
+            "patient": [None if rng.random() < 0.7 else str(rng.integers(20)) for _ in range(count)],
+            "image_hash": [f"{number}" for number in rng.integers(0, 400, count)],
+            "near_hash": [
+                looks[look][:-1] + detail for look, detail in zip(rng.integers(0, 300, count), "05af" * 30, strict=True)
+            ],
+        }
+    )
+    near = near_groups(table["near_hash"].tolist())
+
+    def are_alike(a: int, b: int, with_patients: bool) -> bool:
+        one, other = table.iloc[a], table.iloc[b]
+        known = with_patients and pd.notna(one["patient"])
+        return (
+            (known and (one["site"], one["patient"]) == (other["site"], other["patient"]))
+            or one["image_hash"] == other["image_hash"]
+            or (near[a] is not None and near[a] == near[b])
+        )
+
+    def walk(start: int, with_patients: bool) -> set[int]:
+        found, todo = {start}, [start]
+        while todo:
+            row = todo.pop()
+            new = [b for b in range(count) if b not in found and are_alike(row, b, with_patients)]
+            found.update(new)
+            todo += new
+        return found
+
+    groups = {frozenset(walk(row, with_patients=True)) for row in range(count)}
+    assert [set(rows) for rows in linked_rows(table)] == sorted(map(set, groups), key=min)
+    assert 10 < len(groups) < count - 20
+    before, after = table.iloc[:60], table.iloc[60:]
+    expected = [min(walk(row, with_patients=False)) < 60 for row in range(60, count)]
+    assert shown_among(after, before).tolist() == expected
+    assert 5 < sum(expected) < 55
 
 
 def test_no_frames_and_one_frame_have_no_near_duplicates() -> None:

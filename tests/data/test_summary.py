@@ -71,6 +71,21 @@ def test_oddities_are_told(tmp_path: Path, write_case: WriteCase) -> None:
     assert "one mask for 2 different images: A/same, A/wide" in oddities
 
 
+def test_many_near_duplicates_at_one_site_are_odd(tmp_path: Path, write_case: WriteCase) -> None:
+    source, drawn = tmp_path / "source", np.random.default_rng(0)
+    panel = np.kron(drawn.integers(0, 255, (8, 8)), np.ones((8, 8))).astype(np.uint8)
+    for number in range(20):
+        write_case(source, "A", f"a{number}", size=(64, 64))
+        image, _ = write_case(source, "B", f"b{number}", size=(64, 64))
+        if number < 6:
+            Image.fromarray(panel // 2 + np.uint8(number)).save(image)
+    told = [
+        oddity for oddity in summarise(build_index(source, tmp_path / "index", size=32)).oddities if "near" in oddity
+    ]
+    assert len(told) == 1
+    assert told[0].startswith("B: 6 of 20 images are near duplicates of each other")
+
+
 def test_the_text_is_a_table_of_at_most_100_columns(source: Path, tmp_path: Path) -> None:
     index = build_index(source, tmp_path / "index", size=32)
     text = summarise(index).as_text()

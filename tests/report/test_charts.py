@@ -54,6 +54,13 @@ def test_the_map_of_eta_ends_each_row_in_its_mean(runs):
         assert f"> {site}</text>" in svg
 
 
+def test_names_in_any_script_are_drawn_without_a_warning(runs):
+    run = runs["fedgs"]
+    history = [replace(each, sites={"東京 病院": each.sites["C1"], "مستشفى": each.sites["C2"]}) for each in run.history]
+    assert "> 東京 病院</text>" in charts.eta_chart(replace(run, history=history), top=1.5)
+    assert "مستشفى" in charts.loss_chart({"مستشفى": run})
+
+
 def test_a_site_that_skips_rounds_leaves_gaps(runs):
     run = runs["fedgs"]
     sparse = [

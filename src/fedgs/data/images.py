@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedgs.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "read_image", "read_mask", "resize_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "as_picture", "read_image", "read_mask", "resize_image"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
@@ -95,6 +95,11 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.boo
     return _jpeg_mask(path, picture.pixels) if picture.is_jpeg else _lossless_mask(path, picture)
 
 
+def as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """Gives a frame, (H, W, C), uint8, C = 1 or 3, as a grey or coloured picture."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
 def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resizes a frame to a square, bilinear with antialiasing; as published, the aspect ratio is not kept.
 
@@ -105,8 +110,7 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Returns:
         (size, size, C), uint8.
     """
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    resized = np.asarray(as_picture(image).resize((size, size), Image.Resampling.BILINEAR))
     return resized.reshape(size, size, image.shape[2])
 
 

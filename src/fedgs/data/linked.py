@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fedgs.data.near import near_groups
 
-__all__ = ["linked_rows", "near_rows"]
+__all__ = ["linked_rows", "near_rows", "shown_among"]
 
 Rows = npt.NDArray[np.intp]
+Labels = npt.NDArray[np.int32]
 
 
 def linked_rows(cases: pd.DataFrame) -> list[Rows]:
@@ -24,24 +27,22 @@ def linked_rows(cases: pd.DataFrame) -> list[Rows]:
     Returns:
         Positions of the rows of each group, ascending; the groups in the order of their first rows.
     """
-    parent = list(range(len(cases)))
+    return _members(_linked(cases, ["image_hash"], ["site", "patient"]).tolist())
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
 
-    first: dict[tuple[object, ...], int] = {}
-    patients = zip(cases["site"], cases["patient"], strict=True)
-    near = near_groups(cases["near_hash"].tolist())
-    links = zip(patients, zip(cases["image_hash"], strict=True), zip(near, strict=True), strict=True)
-    for row, links_of_row in enumerate(links):
-        for link in links_of_row:
-            if not pd.isna(link[-1]):
-                a, b = root(row), root(first.setdefault(link, row))
-                parent[max(a, b)] = min(a, b)
-    return _members([root(row) for row in range(len(cases))])
+def shown_among(cases: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Tells which cases show what others show: equal images and near duplicates, directly or by way of others.
+
+    Args:
+        cases: Columns image_hash and near_hash.
+        others: The same columns.
+
+    Returns:
+        (cases,): whether the picture is among the others.
+    """
+    columns = ["image_hash", "near_hash"]
+    labels = _linked(pd.concat([others[columns], cases[columns]], ignore_index=True), ["image_hash"])
+    return np.isin(labels[len(others) :], labels[: len(others)])
 
 
 def near_rows(cases: pd.DataFrame) -> list[Rows]:
@@ -56,6 +57,22 @@ def near_rows(cases: pd.DataFrame) -> list[Rows]:
     images = cases["image_hash"].to_numpy(dtype=object)
     groups = _members(near_groups(cases["near_hash"].tolist()))
     return [rows for rows in groups if len(set(images[rows])) > 1]
+
+
+def _linked(cases: pd.DataFrame, *alike: list[str]) -> Labels:
+    """One label per case; near duplicates share theirs, and cases that are alike and known in all of some columns."""
+    rows = np.arange(len(cases))
+    near = near_groups(cases["near_hash"].tolist())
+    links = [np.array([row if twin is None else twin for row, twin in enumerate(near)], dtype=np.intp)]
+    for names in alike:
+        known = cases[names].notna().all(axis=1).to_numpy()
+        keys = [cases[name].to_numpy()[known] for name in names]
+        first = rows.copy()
+        first[known] = pd.Series(rows[known]).groupby(keys).transform("min")
+        links.append(first)
+    ends = np.tile(rows, len(links)), np.concatenate(links)
+    labels: Labels = connected_components(coo_array((np.ones(ends[0].size), ends), shape=(rows.size, rows.size)))[1]
+    return labels
 
 
 def _members(labels: Sequence[int | None]) -> list[Rows]:

@@ -16,6 +16,8 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fedgs.data.images import as_picture
+
 __all__ = ["MOST_BITS", "MOST_COARSE_BITS", "hash_distance", "near_groups", "near_hash", "near_pairs"]
 
 MOST_BITS = 80
@@ -68,8 +70,8 @@ def near_hash(image: NDArray[np.uint8]) -> str:
         64 hexadecimal digits, the lowest frequencies first; empty for a frame that is black or nearly constant there,
         which would resemble every other such frame.
     """
-    height, width, channels = image.shape
-    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image).convert("L")
+    height, width = image.shape[:2]
+    picture = as_picture(image).convert("L")
     steps = max(1, width // (2 * _GRID)), max(1, height // (2 * _GRID))
     picture = (picture.reduce(steps) if max(steps) > 1 else picture).resize((_GRID, _GRID), Image.Resampling.BOX)
     square = np.asarray(picture.resize((_SQUARE, _SQUARE), Image.Resampling.BILINEAR, box=_view(picture)), np.float64)

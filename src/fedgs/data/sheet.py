@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fedgs.data.images import as_picture
 from fedgs.data.index import Index
 from fedgs.data.linked import near_rows
 from fedgs.data.near import hash_distance
@@ -79,8 +80,7 @@ def _draw(index: Index, groups: Sequence[Sequence[int]]) -> Image.Image:
 
 def _thumbnail(index: Index, row: int) -> Image.Image:
     """The frame in its own proportions, centred in a cell."""
-    frame = index.frame(row)
-    picture = Image.fromarray(frame if frame.shape[2] == 3 else frame[:, :, 0]).convert("RGB")
+    picture = as_picture(index.frame(row)).convert("RGB")
     sides = index.table.loc[row, ["width", "height"]].to_numpy(dtype=float)
     width, height = (max(1, round(side)) for side in sides * min((_WIDTH, _HEIGHT) / sides))
     cell = Image.new("RGB", (_WIDTH, _HEIGHT), _FRAME)

@@ -20,6 +20,7 @@ Name = tuple[str, str]
 _SHOWN = 3
 _WIDTH = 100
 _IMPLAUSIBLE_SHARE = 0.8
+_NEAR_SHARE, _NEAR_CASES = 0.1, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,11 @@ def summarise(index: Index) -> IndexSummary:
         duplicates_between=tuple(group for group in equal if _is_between_sites(group)),
         near_within=tuple(group for group in near if not _is_between_sites(group)),
         near_between=tuple(group for group in near if _is_between_sites(group)),
-        oddities=(*(oddity for site in sites for oddity in _oddities_of_site(site, table)), *_oddities(table)),
+        oddities=(
+            *(oddity for site in sites for oddity in _oddities_of_site(site, table)),
+            *(oddity for group in near for oddity in _oddities_of_group(group, sites)),
+            *_oddities(table),
+        ),
     )
 
 
@@ -141,6 +146,16 @@ def _oddities_of_site(site: SiteSummary, table: pd.DataFrame) -> Iterator[str]:
     speckled = rows[rows["specks"] > 0]
     if len(speckled):
         yield f"{site.site}: specks of under 4 pixels in {_cases(speckled)} do not count as lesions"
+
+
+def _oddities_of_group(group: Sequence[Name], sites: Sequence[SiteSummary]) -> Iterator[str]:
+    for site in sites:
+        count = sum(name == site.site for name, _ in group)
+        if count >= _NEAR_CASES and count > _NEAR_SHARE * site.cases:
+            yield (
+                f"{site.site}: {count} of {site.cases} images are near duplicates of each other and stay in one part; "
+                "see the contact sheet: if a drawing in every image is all that they share, crop it away"
+            )
 
 
 def _oddities(table: pd.DataFrame) -> Iterator[str]:

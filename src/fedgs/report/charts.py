@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
@@ -188,7 +189,10 @@ def _plain(text: str) -> str:
 
 def _svg(figure: Figure) -> str:
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # The browser has the glyphs that matplotlib's own font lacks, and it is the browser that draws the text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = stream.getvalue()
     salt = hashlib.sha256(drawn.encode()).hexdigest()[:8]
     text = drawn[drawn.index("<svg") :]

@@ -225,7 +225,6 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such run folder; expected one that 'fedgs train --out' wrote")
     summary = _summary(folder)
-    environment = _json(folder / "environment.json")
     data = _parsed(folder / "summary.json", lambda: _data(summary["data"]))
     return _parsed(
         folder / "summary.json",
@@ -244,9 +243,9 @@ def read_run(folder: Path) -> Run:
             external=_external(summary.get("external")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
-            split=_split(folder / "split.csv", environment.get("split")),
+            split=_split(folder / "split.csv"),
             config=_config(folder / "config.toml"),
-            environment=environment,
+            environment=_json(folder / "environment.json"),
             **data,
         ),
     )
@@ -271,7 +270,18 @@ def _summary(folder: Path) -> Mapping[str, Any]:
             f"{folder}: not a finished run, {done} of {planned} rounds are done; "
             f"finish it with: fedgs train --out {folder} --resume"
         )
+    for name, checksum in _parsed(path, lambda: dict(summary.get("files", {}))).items():
+        _require_unaltered(folder / name, checksum)
     return summary
+
+
+def _require_unaltered(path: Path, checksum: str) -> None:
+    _text(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+        raise DataError(
+            f"{path}: was altered since the run was finished; restore it from a copy, or, where 'fedgs evaluate' was "
+            "interrupted, run that again"
+        )
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,10 +373,7 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
     return Overlay(row["part"], row["site"], row["case"], int(row["lesion_area"]), float(row["dice"]), *files)
 
 
-def _split(path: Path, checksum: str | None) -> str:
-    _text(path)
-    if checksum not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
-        raise DataError(f"{path}: was altered since the run began; restore it from a copy")
+def _split(path: Path) -> str:
     rows = _parsed(path, lambda: sorted((row["site"], row["case"], row["part"]) for row in _table(path)))
     if not rows:
         raise DataError(f"{path}: tells of no case; restore it from a copy or run again")
