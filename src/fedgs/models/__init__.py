@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
-from fedgs.models.outputs import foreground, probabilities
+from fedgs.models.outputs import foreground, probabilities, segment
 from fedgs.models.sizes import check_size
 
 if TYPE_CHECKING:
@@ -21,22 +21,60 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "OBJECTIVES",
+    "Entry",
     "Objective",
     "build",
     "check_size",
+    "entry",
     "foreground",
     "initialise",
     "objective",
     "probabilities",
+    "segment",
 ]
 
-MODELS: Mapping[str, tuple[str, str]] = {
-    "unet": ("fedgs.models.unet", "UNet"),
-    "utnet": ("fedgs.models.utnet", "UTNet"),
-}
-"""Module and class of every network by name."""
 
-_GIVEN_TO_ALL = {"in_channels", "num_classes"}
+class Entry(NamedTuple):
+    """A network of the table: where its class is, and the objective that it is trained with unless told otherwise."""
+
+    module: str
+    class_name: str
+    objective: str = "dice_batch"
+
+
+MODELS: Mapping[str, Entry] = {
+    "unet": Entry("fedgs.models.unet", "UNet"),
+    "utnet": Entry("fedgs.models.utnet", "UTNet"),
+    "unet_sdnet": Entry("fedgs.models.unet_sdnet", "SDNetUNet"),
+    "sd_utnet": Entry("fedgs.models.sd_utnet", "SDUTNet", "disentangled"),
+    "sd_utnet_server": Entry("fedgs.models.sd_utnet", "SDUTNetServer"),
+    "sdnet": Entry("fedgs.models.sdnet", "SDNet", "disentangled"),
+    "feddis": Entry("fedgs.models.feddis", "FedDis", "feddis"),
+    "feddis_server": Entry("fedgs.models.feddis", "FedDisServer"),
+    "monai:NAME": Entry("fedgs.models.monai_net", "MonaiNet"),
+}
+"""Every network by name; NAME stands for a class of MONAI's networks, for instance ``monai:SegResNet``."""
+
+_GIVEN_TO_ALL = {"in_channels", "num_classes", "image_size", "architecture"}
+
+
+def entry(name: str) -> tuple[Entry, dict[str, str]]:
+    """Finds a network in the table.
+
+    Args:
+        name: A key of `MODELS`, with something in the place of NAME.
+
+    Returns:
+        Its entry, and what stood in the place of NAME as the option ``architecture``.
+
+    Raises:
+        ConfigError: There is no such network.
+    """
+    kind, colon, architecture = name.partition(":")
+    key = f"{kind}:NAME" if colon else kind
+    if key not in MODELS:
+        raise unknown_choice("model", name, MODELS)
+    return MODELS[key], {"architecture": architecture} if colon else {}
 
 
 def build(
@@ -54,33 +92,39 @@ def build(
         in_channels: Of the images, 3 for RGB, 1 for grey.
         num_classes: Background included.
         image_size: Side of the square images, or (height, width), in pixels, to find out before training whether the
-            network can take them; None leaves that to the first forward pass.
+            network can take them; None leaves that to the first forward pass. Some networks are made for one size and
+            need it.
         **options: What the network's class takes besides, for instance ``norm="group"`` for "unet".
 
     Returns:
-        A network from images (B, in_channels, H, W) to logits (B, num_classes, H, W).
+        A network of images (B, in_channels, H, W). Its output is logits (B, num_classes, H, W), or a NamedTuple that
+        begins with probabilities; `segment` gives probabilities in either case.
 
     Raises:
         ConfigError: Unknown name or option, or a number of channels or classes that makes no sense.
         ShapeError: The network cannot take `image_size`; the message names the nearest size that it can.
     """
-    if name not in MODELS:
-        raise unknown_choice("model", name, MODELS)
+    found, given = entry(name)
     if in_channels < 1 or num_classes < 2:
         raise ConfigError(
             f"model '{name}': expected in_channels >= 1 and num_classes >= 2 (background and lesion), "
             f"got in_channels={in_channels} and num_classes={num_classes}"
         )
-    module, class_name = MODELS[name]
-    network = getattr(import_module(module), class_name)
-    known = signature(network).parameters.keys() - _GIVEN_TO_ALL
-    for option in options:
-        if option not in known:
-            raise unknown_choice(f"option of model '{name}'", option, known)
-    model: nn.Module = network(in_channels=in_channels, num_classes=num_classes, **options)
-    if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        check_size(model, height, width)
+    network = getattr(import_module(found.module), found.class_name)
+    parameters = signature(network).parameters
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = parameters.keys() - _GIVEN_TO_ALL
+        for option in options:
+            if option not in known:
+                raise unknown_choice(f"option of model '{name}'", option, known)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if "image_size" in parameters:
+        if size is None:
+            raise ConfigError(f"model '{name}' is made for images of one size; give image_size, in pixels")
+        given = {**given, "image_size": size}
+    model: nn.Module = network(in_channels=in_channels, num_classes=num_classes, **given, **options)
+    if size is not None:
+        check_size(model, *size)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The names that published checkpoints use for the parameters of our networks.
+"""Published checkpoints: which network a state dict belongs to, and the names that it uses for our parameters.
 
 A published `.pt` file is a state dict. Its names follow from ours by one table per class of module, applied along the
 path of a parameter: `down2.2.attention.to_out.depthwise.weight` is `down2.blocks.2.attn.to_out.depthwise.weight`.
@@ -6,11 +6,23 @@ path of a parameter: `down2.2.attention.to_out.depthwise.weight` is `down2.block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedgs.errors import CheckpointError, ConfigError
+from fedgs.models.disentangled import Segmentor, StyleDecoder, StyleEncoder
+from fedgs.models.feddis import Decoder, Encoder, FedDis, FedDisServer
+from fedgs.models.sd_utnet import SDUTNet, SDUTNetServer
+from fedgs.models.sdnet import SDNet
+from fedgs.models.unet_sdnet import Bottleneck, SDNetUNet
 from fedgs.models.utnet import (
     AttentionBlock,
     AttentionUp,
@@ -22,7 +34,7 @@ from fedgs.models.utnet import (
     UTNet,
 )
 
-__all__ = ["from_published", "published_names", "to_published"]
+__all__ = ["FORMS", "Form", "from_published", "load_published", "published_names", "read_state", "to_published"]
 
 _NAMES: Mapping[type[nn.Module], Mapping[str, str]] = {
     UTNet: {
@@ -48,36 +60,175 @@ _NAMES: Mapping[type[nn.Module], Mapping[str, str]] = {
         "merge": "blocks.0",
     },
     PlainUp: {"project": "conv_ch", "merge": "conv"},
+    SDNetUNet: {
+        **{f"down{level}": f"encoder_block{level}" for level in (1, 2, 3, 4)},
+        **{f"project{level}": f"decoder_upconv{level}" for level in (1, 2, 3, 4)},
+        **{f"merge{level}": f"decoder_block{level}" for level in (1, 2, 3, 4)},
+        "head": "classifier_conv",
+    },
+    Bottleneck: {"first": "conv1", "second": "conv2", "shortcut": "resconv"},
+    StyleEncoder: {**{f"down{level}": f"block{level}" for level in (1, 2, 3, 4)}, "hidden": "fc"},
+    StyleDecoder: {
+        **{f"conv{layer}": f"decoder.dec.conv{layer}" for layer in (1, 2, 3, 4)},
+        **{f"adain{layer}": f"decoder.dec.adain{layer}" for layer in (1, 2, 3)},
+        "hidden1": "decoder.mlp.fc1",
+        "hidden2": "decoder.mlp.fc2",
+        "to_norms": "decoder.mlp.fc3",
+    },
+    Segmentor: {"head": "pred"},
+    Encoder: {f"{layer}": f"_encode_{layer}" for layer in (0, 1, 2)},
+    Decoder: {**{f"{layer}": f"_decode_{layer}" for layer in (0, 1, 2)}, "3": "_decode_final"},
 }
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes by our names."""
 
-def _published_name(model: nn.Module, name: str) -> str:
-    owner, path = model, []
-    for part in name.split("."):
-        path.append(_NAMES.get(type(owner), {}).get(part, part))
-        owner = getattr(owner, part)
-    return ".".join(path)
+
+def _sizes_of_utnet(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    width, channels = shapes[f"{prefix}stem.0.conv1.weight"][:2]
+    cells = isqrt(shapes[f"{prefix}down2.2.attention.position_bias.table"][0])
+    return {"in_channels": channels, "base_channels": width, "reduce_size": (cells + 1) // 2}
+
+
+def _sizes_of_unet(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    width, channels = shapes[f"{prefix}down1.0.weight"][:2]
+    return {"in_channels": channels, "base_channels": width}
+
+
+def _sizes_of_style(shapes: Shapes) -> dict[str, Any]:
+    side = isqrt(2 * shapes["style_encoder.hidden.weight"][1])  # 128 channels at a sixteenth of a square's sides
+    return {"num_classes": shapes["segmentor.head.weight"][0], "image_size": (side, side)}
+
+
+def _sizes_of_feddis(shapes: Shapes) -> dict[str, Any]:
+    width, channels = shapes["shape_encoder.0.conv.weight"][:2]
+    classes = shapes["segmentation_decoder.3.conv.weight"][0]
+    return {"in_channels": channels, "base_channels": width, "num_classes": classes}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One kind of state dict that was published.
+
+    Attributes:
+        title: What it is, for people.
+        network: Our class.
+        names: Published names of the network's own parts.
+        sizes: From shapes by our names to what the class is made with.
+        prefix: Before every published name.
+        example: What a small network of the class is made with beside one channel; its names are those of all sizes.
+    """
+
+    title: str
+    network: type[nn.Module]
+    names: Mapping[str, str]
+    sizes: Callable[[Shapes], dict[str, Any]]
+    prefix: str = ""
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+    def published(self, model: nn.Module) -> dict[str, str]:
+        """Gives the published name of every entry of a network's state dict, by our name."""
+        return {name: self.prefix + self._published_name(model, name) for name in model.state_dict()}
+
+    def _published_name(self, model: nn.Module, name: str) -> str:
+        owner, path = model, []
+        for part in name.split("."):
+            names = self.names if owner is model else _NAMES.get(type(owner), {})
+            path.append(names.get(part, part))
+            owner = getattr(owner, part)
+        return ".".join(path)
+
+
+_STYLE = {"style_encoder": "m_encoder"}
+_SIZE = {"image_size": (128, 128)}
+
+FORMS = (
+    Form(
+        "UTNet", UTNet, _NAMES[UTNet], lambda s: _sizes_of_utnet(s) | {"num_classes": s["head.weight"][0]}
+    ),
+    Form(
+        "U-Net of SDNet",
+        SDNetUNet,
+        _NAMES[SDNetUNet],
+        lambda s: _sizes_of_unet(s) | {"num_classes": s["head.weight"][0]},
+        prefix="net.",
+    ),
+    Form(
+        "SD-UTNet",
+        SDUTNet,
+        {"content_encoder": "a_encoder.utnet", **_STYLE},
+        lambda s: _sizes_of_utnet(s, "content_encoder.") | _sizes_of_style(s),
+        example=_SIZE,
+    ),
+    Form(
+        "SD-UTNet of a site",
+        SDUTNet,
+        {"content_encoder": "content_encoder.utnet", "segmentor": "content_segmentor", **_STYLE},
+        lambda s: _sizes_of_utnet(s, "content_encoder.") | _sizes_of_style(s),
+        example=_SIZE,
+    ),
+    Form(
+        "SD-UTNet of the server",
+        SDUTNetServer,
+        {"content_encoder": "encoder.utnet"},
+        lambda s: _sizes_of_utnet(s, "content_encoder.") | {"num_classes": s["segmentor.head.weight"][0]},
+    ),
+    Form(
+        "SDNet",
+        SDNet,
+        {"content_encoder": "a_encoder.unet", **_STYLE},
+        lambda s: _sizes_of_unet(s, "content_encoder.") | _sizes_of_style(s),
+        example=_SIZE,
+    ),
+    Form(
+        "FedDis of a site",
+        FedDis,
+        {
+            "shape_encoder": "encode_content",
+            "appearance_encoder": "encode_style",
+            "shape_decoder": "decode_content",
+            "appearance_decoder": "decode_style",
+            "segmentation_decoder": "decode_content_seg",
+            "merger": "merger.0",
+        },
+        _sizes_of_feddis,
+    ),
+    Form(
+        "FedDis of the server",
+        FedDisServer,
+        {"shape_encoder": "encode", "shape_decoder": "decode", "segmentation_decoder": "decoder_seg"},
+        _sizes_of_feddis,
+    ),
+)
+"""All kinds of state dicts that were published."""
+
+
+def _form_of(model: nn.Module) -> Form:
+    """The form that a network came from, or else the first that it has."""
+    remembered = getattr(model, "published_form", None)
+    for form in FORMS:
+        if type(model) is form.network and remembered in (None, form.title):
+            return form
+    raise ConfigError(f"no published checkpoints are known for a {type(model).__name__}")
 
 
 def published_names(model: nn.Module) -> dict[str, str]:
     """Gives the published name of every entry of a network's state dict, by our name.
 
     Args:
-        model: A network that was published, so far `UTNet`.
+        model: A network that was published.
 
     Raises:
         ConfigError: The network was not published.
     """
-    if type(model) not in _NAMES:
-        raise ConfigError(f"no published checkpoints are known for a {type(model).__name__}")
-    return {name: _published_name(model, name) for name in model.state_dict()}
+    return _form_of(model).published(model)
 
 
 def to_published(model: nn.Module) -> dict[str, Tensor]:
     """Gives a network's state dict under the published names.
 
     Args:
-        model: A network that was published, so far `UTNet`.
+        model: A network that was published; one that `load_published` made keeps the form that it came in.
 
     Returns:
         The tensors of the state dict themselves, not copies.
@@ -100,25 +251,16 @@ def from_published(model: nn.Module, published: Mapping[str, Tensor]) -> dict[st
         The same tensors by our names, in the order of the model's state dict.
 
     Raises:
-        CheckpointError: Entries are missing, superfluous or of another shape than the model's.
+        CheckpointError: Entries are missing, superfluous or of another shape than the model's; all are listed.
         ConfigError: The network was not published.
     """
     names, state = published_names(model), model.state_dict()
-    _refuse("lacks", set(names.values()) - set(published), model)
-    _refuse("has unknown", set(published) - set(names.values()), model)
+    problems = [f"lacks {name}" for name in sorted(set(names.values()) - set(published))]
+    problems += [f"has unknown {name}" for name in sorted(set(published) - set(names.values()))]
     for name, theirs in names.items():
-        came, expected = tuple(published[theirs].shape), tuple(state[name].shape)
-        if came != expected:
-            raise CheckpointError(
-                f"published checkpoint: '{theirs}' has shape {came}, {type(model).__name__} expects {expected}; "
-                "were its channels, classes or widths others?"
-            )
+        if theirs in published and published[theirs].shape != state[name].shape:
+            came, expected = tuple(published[theirs].shape), tuple(state[name].shape)
+            problems.append(f"{theirs} has the shape {came}, expected {expected}")
+    if problems:
+        raise CheckpointError(f"the checkpoint is none of this {type(model).__name__}: {'; '.join(problems)}")
     return {name: published[theirs] for name, theirs in names.items()}
-
-
-def _refuse(what: str, entries: set[str], model: nn.Module) -> None:
-    if entries:
-        raise CheckpointError(
-            f"published checkpoint {what} '{min(entries)}' ({len(entries)} such entries); "
-            f"was it made by a {type(model).__name__}?"
-        )
