@@ -18,7 +18,7 @@ from fedgs.data.batches import scoring_batches
 from fedgs.data.index import Index
 from fedgs.metrics.functional import confusion, dice
 from fedgs.metrics.table import SCORE_COLUMNS
-from fedgs.models import foreground
+from fedgs.models import segment
 
 __all__ = ["Prediction", "Scorer"]
 
@@ -59,8 +59,8 @@ class Scorer:
         device = torch.device(self.device)
         for images, batch_rows in scoring_batches(index, rows, batch_size=self.batch_size, device=device):
             with torch.autocast(device.type, self.autocast) if self.autocast else contextlib.nullcontext():
-                output = model(images)
-            for row, probability in zip(batch_rows, foreground(output), strict=True):
+                lesion = segment(model, images)[:, 1]
+            for row, probability in zip(batch_rows, lesion, strict=True):
                 truth = index.native_mask(row) if self.score_size == "native" else index.mask(row)
                 resized = interpolate(probability[None, None], truth.shape, mode="bilinear", align_corners=False)
                 yield Prediction(row, (resized[0, 0] > 0.5).cpu().numpy(), truth)

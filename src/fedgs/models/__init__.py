@@ -5,9 +5,11 @@ Nothing here imports torch or MONAI before it is needed, so that a command line 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedgs.errors import ConfigError, unknown_choice
@@ -16,7 +18,7 @@ from fedgs.models.outputs import foreground, probabilities, segment
 from fedgs.models.sizes import check_size
 
 if TYPE_CHECKING:
-    from torch import Generator, nn
+    from torch import Generator, Tensor, nn
 
 __all__ = [
     "MODELS",
@@ -28,9 +30,11 @@ __all__ = [
     "entry",
     "foreground",
     "initialise",
+    "load_published",
     "objective",
     "probabilities",
     "segment",
+    "to_published",
 ]
 
 
@@ -105,6 +109,7 @@ def build(
         ShapeError: The network cannot take `image_size`; the message names the nearest size that it can.
     """
     found, given = entry(name)
+    arguments: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes, **given, **options}
     if in_channels < 1 or num_classes < 2:
         raise ConfigError(
             f"model '{name}': expected in_channels >= 1 and num_classes >= 2 (background and lesion), "
@@ -121,11 +126,27 @@ def build(
     if "image_size" in parameters:
         if size is None:
             raise ConfigError(f"model '{name}' is made for images of one size; give image_size, in pixels")
-        given = {**given, "image_size": size}
-    model: nn.Module = network(in_channels=in_channels, num_classes=num_classes, **given, **options)
+        arguments["image_size"] = size
+    model: nn.Module = network(**arguments)
     if size is not None:
         check_size(model, *size)
     return model
+
+
+def load_published(
+    source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
+) -> nn.Module:
+    """Makes the network that a published checkpoint is of; see `fedgs.models.published_files.load_published`."""
+    from fedgs.models.published_files import load_published as load
+
+    return load(source, careful=careful)
+
+
+def to_published(model: nn.Module) -> dict[str, Tensor]:
+    """Gives a network's tensors under their published names; see `fedgs.models.published.to_published`."""
+    from fedgs.models.published import to_published as published
+
+    return published(model)
 
 
 def initialise(model: nn.Module, generator: Generator) -> None:

@@ -176,7 +176,8 @@ class ContentNetwork(nn.Module):
 
     def segment(self, images: Tensor) -> Tensor:
         """Gives probabilities, (B, classes, H, W)."""
-        return self(images).segmentation
+        segmentation: Tensor = self(images).segmentation
+        return segmentation
 
     def forward(self, images: Tensor) -> ContentOutput:
         """Segments images, (B, C, H, W).

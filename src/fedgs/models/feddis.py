@@ -40,7 +40,7 @@ class FedDisOutput(NamedTuple):
 
 
 class FedDisServerOutput(NamedTuple):
-    """What a forward pass of the server's network gives: as of the site's, the reconstruction being from shape alone."""
+    """What a forward pass of the server's network gives, as `FedDisOutput`; the reconstruction is from shape alone."""
 
     segmentation: Tensor
     reconstruction: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,6 +13,15 @@ from fedgs.errors import ConfigError
 from fedgs.models.utnet import RelativePositionBias
 
 __all__ = ["initialise"]
+
+
+@runtime_checkable
+class DrawsItself(Protocol):
+    """A network whose weights are drawn in a way of its own."""
+
+    def draw(self, generator: Generator) -> None:
+        """Sets every weight anew."""
+        ...
 
 
 def _xavier(layer: Any, generator: Generator) -> None:
@@ -45,7 +54,7 @@ def initialise(model: nn.Module, generator: Generator) -> None:
 
     Convolutions (transposed too) and linear layers: xavier-normal weights, zero biases. Normalisation: 1 and 0, fresh
     running statistics. Slope of a PReLU: 0.25. Tables of relative position: normal with standard deviation 0.02.
-    The result depends on the architecture and the generator only, not on the weights before or on the device.
+    A network with a method ``draw(generator)`` is drawn by that instead. The result depends on the architecture and the generator only, not on the weights before or on the device.
 
     Args:
         model: The network; changed in place.
@@ -54,6 +63,9 @@ def initialise(model: nn.Module, generator: Generator) -> None:
     Raises:
         ConfigError: A module owns parameters of a kind that has no rule.
     """
+    if isinstance(model, DrawsItself):
+        model.draw(generator)
+        return
     for name, module in model.named_modules():
         for kinds, rule in _RULES:
             if isinstance(module, kinds):

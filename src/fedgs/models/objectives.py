@@ -91,11 +91,11 @@ def _feddis(output: FedDisOutput, batch: Batch) -> dict[str, Tensor]:
     """Terms of FedDis: appearance and projected shape shall be unlike."""
     from torch.nn.functional import cosine_similarity, l1_loss
 
-    codes = (in_full_precision(code).flatten(1) for code in (output.appearance_code, output.projected_shape_code))
+    one, other = (in_full_precision(code).flatten(1) for code in (output.appearance_code, output.projected_shape_code))
     return {
         **_dice_batch(output, batch),
         "reconstruction": l1_loss(in_full_precision(output.reconstruction), batch.images),
-        "likeness": cosine_similarity(*codes).mean(),
+        "likeness": cosine_similarity(one, other).mean(),
     }
 
 
@@ -139,7 +139,9 @@ def objective(name: str, **weights: float) -> Objective:
         if term not in kind.weights:
             raise unknown_choice(f"term of objective '{name}'", term, kind.weights)
         if not math.isfinite(weight) or weight < 0:
-            raise ConfigError(f"objective '{name}': the weight of '{term}' must be finite and not negative, got {weight}")
+            raise ConfigError(
+                f"objective '{name}': the weight of '{term}' must be finite and not negative, got {weight}"
+            )
     scaled = {**kind.weights, **weights}
 
     def terms_of(output: Any, batch: Batch) -> dict[str, Tensor]:

@@ -6,15 +6,11 @@ path of a parameter: `down2.2.attention.to_out.depthwise.weight` is `down2.block
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedgs.errors import CheckpointError, ConfigError
@@ -34,7 +30,7 @@ from fedgs.models.utnet import (
     UTNet,
 )
 
-__all__ = ["FORMS", "Form", "from_published", "load_published", "published_names", "read_state", "to_published"]
+__all__ = ["FORMS", "Form", "from_published", "published_names", "to_published"]
 
 _NAMES: Mapping[type[nn.Module], Mapping[str, str]] = {
     UTNet: {
@@ -143,9 +139,7 @@ _STYLE = {"style_encoder": "m_encoder"}
 _SIZE = {"image_size": (128, 128)}
 
 FORMS = (
-    Form(
-        "UTNet", UTNet, _NAMES[UTNet], lambda s: _sizes_of_utnet(s) | {"num_classes": s["head.weight"][0]}
-    ),
+    Form("UTNet", UTNet, _NAMES[UTNet], lambda s: _sizes_of_utnet(s) | {"num_classes": s["head.weight"][0]}),
     Form(
         "U-Net of SDNet",
         SDNetUNet,

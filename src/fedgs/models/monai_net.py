@@ -1,0 +1,146 @@
+"""Any two-dimensional segmentation network of MONAI, by the name of its class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import monai.networks.nets as monai_nets
+import torch
+from monai.utils.module import OptionalImportError
+from torch import Generator, Tensor, nn
+
+from fedgs.errors import ConfigError, ShapeError, unknown_choice
+from fedgs.models.sizes import nearest_size
+
+__all__ = ["MonaiNet", "architectures"]
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+Size = tuple[int, int]
+
+
+class MonaiNet(nn.Module):
+    """A network of MONAI; returns logits.
+
+    Where a network gives several outputs, the first is taken.
+
+    Args:
+        in_channels: Of the images.
+        num_classes: Background included.
+        image_size: (height, width) of the images, in pixels; given to networks that are made for one size, and tried.
+        architecture: Name of a class in `monai.networks.nets`, for instance ``SegResNet``.
+        **options: What that class takes besides.
+
+    Raises:
+        ConfigError: No such class, options that it does not take, or one that does not segment images.
+        ShapeError: The network cannot take the size; the message names the nearest that works.
+
+    Source: MONAI, https://monai.io.
+    """
+
+    def __init__(
+        self, *, in_channels: int, num_classes: int = 2, image_size: Size, architecture: str, **options: Any
+    ) -> None:
+        super().__init__()
+        kind = _class_of(architecture)
+        self._make = partial(_make, kind, in_channels, num_classes, options)
+        _require(self._make, architecture, (in_channels, num_classes), image_size)
+        self._image_size = image_size
+        self.net = self._make(image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images (B, in_channels, H, W) to logits (B, num_classes, H, W)."""
+        return _first(self.net(images))
+
+    def draw(self, generator: Generator) -> None:
+        """Sets every weight anew, as MONAI does, from a generator that is advanced."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net.load_state_dict(self._make(self._image_size).state_dict())
+
+
+def architectures() -> list[str]:
+    """Names of MONAI's networks that map channels to channels; that does not make each of them fit for images."""
+    found = {}
+    for name, kind in inspect.getmembers(monai_nets, inspect.isclass):
+        if issubclass(kind, nn.Module) and {"in_channels", "out_channels"} <= inspect.signature(kind).parameters.keys():
+            found[kind] = kind.__name__ if hasattr(monai_nets, kind.__name__) else name
+    return sorted(set(found.values()))
+
+
+def _class_of(architecture: str) -> type[nn.Module]:
+    kind = getattr(monai_nets, architecture, None)
+    if architecture not in architectures() or not isinstance(kind, type):
+        raise unknown_choice("network of MONAI", architecture, architectures())
+    return kind
+
+
+def _make(kind: type[nn.Module], in_channels: int, num_classes: int, options: dict[str, Any], size: Size) -> nn.Module:
+    known = inspect.signature(kind).parameters
+    given: dict[str, Any] = {"spatial_dims": 2, "in_channels": in_channels, "out_channels": num_classes}
+    given |= {"img_size": size, "input_image_size": size}
+    given = {name: value for name, value in given.items() if name in known} | options
+    for option in options:
+        if option not in known and "kwargs" not in known:
+            raise unknown_choice(f"option of MONAI's {kind.__name__}", option, known)
+    lacking = [name for name, parameter in known.items() if parameter.default is parameter.empty and name not in given]
+    if [name for name in lacking if name != "kwargs"]:
+        raise ConfigError(
+            f"MONAI's {kind.__name__} needs {', '.join(lacking)}; give each by --model-option NAME=VALUE or under "
+            "[model.model_options]"
+        )
+    try:
+        return kind(**given)
+    except OptionalImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"MONAI's {kind.__name__} needs another package: {reason}") from error
+    except (TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError) as error:
+        raise ConfigError(f"MONAI's {kind.__name__} refuses its options: {error}") from error
+
+
+def _first(output: Any) -> Tensor:
+    while isinstance(output, (list, tuple)):
+        output = output[0]
+    tensor: Tensor = output
+    return tensor
+
+
+def _require(make: Callable[[Size], nn.Module], architecture: str, channels: tuple[int, int], size: Size) -> None:
+    """Tries a size on tensors without content."""
+    problem = _problem(make, channels, size)
+    if problem is None:
+        return
+    for other in _sizes_near(size):
+        if _works(make, channels, other):
+            came, works = (f"{height} x {width}" for height, width in (size, other))
+            raise ShapeError(f"{architecture} cannot take {came} pixels; the nearest size that works is {works}")
+    raise ConfigError(f"{architecture} with these options does not segment images of {size[0]} x {size[1]}: {problem}")
+
+
+def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size) -> str | None:
+    try:
+        with torch.no_grad():
+            output = _first(make(size).eval().to("meta")(torch.empty(1, channels[0], *size, device="meta")))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    expected = (1, channels[1], *size)
+    if output.ndim != len(expected):
+        raise ConfigError(f"this network of MONAI gives {tuple(output.shape)} in place of a segmentation {expected}")
+    return None if tuple(output.shape) == expected else f"it gives {tuple(output.shape)} in place of {expected}"
+
+
+def _works(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size) -> bool:
+    try:
+        return _problem(make, channels, size) is None
+    except ConfigError:  # some networks refuse a size when they are made
+        return False
+
+
+def _sizes_near(size: Size) -> Iterator[Size]:
+    for minimum in (1, 32, 64, 128, 256):
+        for multiple in _MULTIPLES:
+            height, width = (nearest_size(pixels, multiple=multiple, minimum=max(minimum, multiple)) for pixels in size)
+            yield height, width
