@@ -54,7 +54,9 @@ def initialise(model: nn.Module, generator: Generator) -> None:
 
     Convolutions (transposed too) and linear layers: xavier-normal weights, zero biases. Normalisation: 1 and 0, fresh
     running statistics. Slope of a PReLU: 0.25. Tables of relative position: normal with standard deviation 0.02.
-    A network with a method ``draw(generator)`` is drawn by that instead. The result depends on the architecture and the generator only, not on the weights before or on the device.
+    A network with a method ``draw(generator)`` is drawn by that instead.
+
+    The result depends on the architecture and the generator only, not on the weights before or on the device.
 
     Args:
         model: The network; changed in place.

@@ -68,7 +68,9 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a .pt or .pth file with a state dict")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # over how it was pickled, which does not matter here
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds something other than tensors, and opening it would run code; it is not opened. Ask its "
