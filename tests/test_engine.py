@@ -39,7 +39,7 @@ class Memory:
 
 
 def federation(means: Sequence[float | None] = (0.5,) * 9, small: Sequence[float | None] = (None,) * 9) -> Federation:
-    def evaluate(model: Module, number: int) -> Mapping[str, Any]:
+    def evaluate(state: State, number: int) -> Mapping[str, Any]:
         return {"dice": {"mean": means[number - 1], "n": 1}, "dice_s": {"mean": small[number - 1], "n": 1}}
 
     make = {name: partial(lambda name, number: site(name, number=number, seed=number), name) for name in "ABC"}

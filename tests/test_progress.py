@@ -17,7 +17,7 @@ def events(rounds: int = 2) -> Iterator[Event]:
         yield RoundStarted(number, ("A", "B"))
         for site in "AB":
             for step in (1, 2):
-                yield StepTaken(number, site, step, 0.5)
+                yield StepTaken(number, site, step, 0.5, {"dice": 0.5})
             yield SiteFinished(number, site, {"loss": 0.5})
         yield Scoring(number, "validation", 1, 1)
         validation = {"dice": {"mean": 0.25 * number, "n": 3}}

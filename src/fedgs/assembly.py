@@ -24,6 +24,7 @@ __all__ = [
     "autocast_of",
     "build_algorithm",
     "build_network",
+    "build_objective",
     "build_scorer",
     "require_lesions",
     "require_split",
@@ -38,11 +39,12 @@ NAMED_SPLITS = {"grouped", "published"}
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Gives the settings with what they leave open decided: device, absolute paths, number of epochs.
+    """Gives the settings with what they leave open decided: device, absolute paths, number of epochs, objective.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device is not there, or the network or its objective is unknown.
     """
+    found, _ = models.entry(config.model.model)
     device = config.training.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +53,7 @@ def resolve(config: RunConfig) -> RunConfig:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0][:200]
         raise ConfigError(f"device '{device}' cannot be used here ({reason}); try --device cpu") from error
-    given: dict[str, Any] = {"device": device}
+    given: dict[str, Any] = {"device": device, "objective": config.training.objective or found.objective}
     if config.data.data is not None:
         given["data"] = str(Path(config.data.data).resolve())
     if config.data.split not in NAMED_SPLITS:
@@ -70,8 +72,19 @@ def build_network(config: RunConfig, channels: int) -> Module:
     """
     options = dict(config.model.model_options)
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
+    models.check_batch(model, config.training.batch_size)
     # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
     return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def build_objective(config: RunConfig) -> models.Objective:
+    """Makes what the sites minimise.
+
+    Raises:
+        ConfigError: An unknown objective or term, or a weight that cannot be.
+    """
+    training = config.training
+    return models.objective(training.objective or "dice_batch", **training.objective_weights)
 
 
 def build_scorer(config: RunConfig) -> Scorer:

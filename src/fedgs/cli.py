@@ -185,8 +185,9 @@ def _configured(out: Path | None, file: Path | None, resume: bool, given: dict[s
     from fedgs.config import configure, read_config
 
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    if "model_options" in given:
-        given["model_options"] = _options(given["model_options"])
+    for name in ("model_options", "objective_weights"):
+        if name in given:
+            given[name] = _options(name.removesuffix("s").replace("_", "-"), given[name])
     if resume and out is None:
         out = Path("runs") / _name_of(configure(read_config(file) if file else None, **given))
         if not out.is_dir():
@@ -207,14 +208,14 @@ def _name_of(config: RunConfig) -> str:
     return "-".join(parts)
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
+def _options(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
     import tomllib
 
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--model-option must be NAME=VALUE, such as norm=group; got '{pair}'")
+            raise ConfigError(f"--{flag} must be NAME=VALUE, such as norm=group or kl=0.1; got '{pair}'")
         try:
             options[name] = tomllib.loads(f"value = {value}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):

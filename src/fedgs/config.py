@@ -58,7 +58,7 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    model: str = _setting("unet", "Network: unet or utnet.")
+    model: str = _setting("unet", "Network: unet, utnet, unet_sdnet, sd_utnet, sdnet, feddis, or monai:NAME.")
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"description": "Option of the network as NAME=VALUE, such as norm=group."}
     )
@@ -82,7 +82,13 @@ class TrainingConfig:
     batch_size: int = _setting(4, "Images per optimizer step.")
     lr: float = _setting(1e-4, "Learning rate of AdamW.")
     weight_decay: float = _setting(0.01, "Decoupled weight decay of AdamW.")
-    objective: str = _setting("dice_batch", "Loss: dice_batch (published) or dice_per_image, each also with +ce.")
+    objective: str | None = _setting(
+        None,
+        "Loss: dice_batch or dice_per_image, each also with +ce, disentangled, feddis; the network's own if left out.",
+    )
+    objective_weights: Mapping[str, float] = field(
+        default_factory=dict, metadata={"description": "Weight of a term of the loss as NAME=VALUE, such as kl=0.1."}
+    )
     precision: str = _setting("fp32", "fp32 or bf16 (activations; weights stay float32).")
     device: str = _setting("auto", "cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")
 

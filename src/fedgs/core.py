@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from fedgs.tensors import (
     load_tensors_into,
     norms,
     numbers,
+    unwrap,
     weights_of,
     wide,
 )
@@ -30,7 +32,23 @@ if TYPE_CHECKING:
     from fedgs.data.case import Batch
     from fedgs.models.objectives import Objective
 
-__all__ = ["Algorithm", "Global", "LocalRule", "Site", "Update", "global_of", "load", "run_round", "train_locally"]
+__all__ = [
+    "Algorithm",
+    "Global",
+    "LocalRule",
+    "Site",
+    "Update",
+    "global_of",
+    "load",
+    "own_in",
+    "own_of",
+    "parts_of_sites",
+    "run_round",
+    "train_locally",
+]
+
+_OWN = "own/"
+"""Before the names of what a site keeps of its model, in its memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +102,10 @@ class Site:
         num_examples: Training cases of the site.
         objective: Output of the network and its batch -> named terms, whose sum is the loss.
         optimizer: Makes a fresh optimizer, so that its moments start from zero.
+        own: What it starts its first round with of all that the server does not send; later it is in its memory.
         generator: Randomness for an algorithm's own use.
         autocast: Type of the activations; None computes everything in the type of the weights.
-        on_step: Told the number of the step and its loss.
+        on_step: Told the number of the step, its loss and the terms of that.
     """
 
     name: str
@@ -95,9 +114,10 @@ class Site:
     num_examples: int
     objective: Objective
     optimizer: Callable[[Iterable[Parameter]], Optimizer]
+    own: Tensors = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
     autocast: torch.dtype | None = None
-    on_step: Callable[[int, float], None] = lambda step, loss: None
+    on_step: Callable[[int, float, Mapping[str, float]], None] = lambda step, loss, terms: None
 
 
 class LocalRule:
@@ -124,6 +144,15 @@ class LocalRule:
         return update, {}
 
 
+def parts_of_sites(model: Module) -> frozenset[str]:
+    """Names of the tensors that sites keep because the network says so, by the attribute ``site_parts``.
+
+    That is a tuple of names of its submodules, for instance the style encoder of a disentangled network.
+    """
+    parts = tuple(f"{part}." for part in getattr(unwrap(model), "site_parts", ()))
+    return frozenset(name for name in (*weights_of(model), *buffers_of(model)) if name.startswith(parts))
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A federated algorithm, as a value.
@@ -132,28 +161,44 @@ class Algorithm:
         name: Name in tables and file names.
         local_rule: Makes the site's half, anew for every site and round.
         aggregate: The server's half. The mapping of updates may be lazy: it is read site by site.
+        keeps: Names of the model's tensors that never leave a site; each site has its own and remembers them. All
+            others are shared.
+        send: What a site, by name, is sent of the server's state.
     """
 
     name: str
     local_rule: Callable[[], LocalRule]
     aggregate: Callable[[Global, Mapping[str, Update]], Global]
+    keeps: Callable[[Module], Collection[str]] = parts_of_sites
+    send: Callable[[Global, str], Global] = lambda state, site: replace(state, state={})
 
 
-def global_of(model: Module) -> Global:
-    """Gives a copy of a model's state as the server's first state."""
+def global_of(model: Module, kept: Collection[str] = ()) -> Global:
+    """Gives a copy of a model's state, less what sites keep, as the server's first state."""
     return Global(
-        weights={name: weight.detach().clone() for name, weight in weights_of(model).items()},
-        buffers={name: buffer.detach().clone() for name, buffer in buffers_of(model).items()},
+        weights={name: weight.detach().clone() for name, weight in weights_of(model).items() if name not in kept},
+        buffers={name: buffer.detach().clone() for name, buffer in buffers_of(model).items() if name not in kept},
     )
 
 
-def load(model: Module, state: Global) -> None:
-    """Copies the server's state into a live model.
+def own_of(model: Module, kept: Collection[str]) -> dict[str, Tensor]:
+    """Gives a copy of what a site keeps of its model."""
+    tensors: dict[str, Tensor] = {**weights_of(model), **buffers_of(model)}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if name in kept}
+
+
+def own_in(memory: Tensors) -> dict[str, Tensor]:
+    """Gives what a site keeps of its model, from its memory."""
+    return {name.removeprefix(_OWN): tensor for name, tensor in memory.items() if name.startswith(_OWN)}
+
+
+def load(model: Module, state: Global, own: Tensors = MappingProxyType({})) -> None:
+    """Copies the server's state, and what a site keeps, into a live model.
 
     Raises:
-        ConfigError: The state is of another network.
+        ConfigError: They are of another network.
     """
-    load_tensors_into(model, {**state.weights, **state.buffers})
+    load_tensors_into(model, {**state.weights, **state.buffers, **own})
 
 
 def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors, site: Site) -> tuple[Update, Tensors]:
@@ -172,10 +217,11 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
     Raises:
         TrainingError: The loss, or what it made of the network, is not finite.
     """
-    load(model, sent)
+    own = own_in(memory) or site.own
+    load(model, sent, own)
     model.train()
     optimizer = site.optimizer(model.parameters())
-    rule.begin(model, optimizer, sent, memory, site)
+    rule.begin(model, optimizer, sent, {name: memory[name] for name in memory if not name.startswith(_OWN)}, site)
     device = next(model.parameters()).device.type
     sums: dict[str, float] = {}
     steps = 0
@@ -185,31 +231,36 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
             terms = rule.loss(model, batch, site.objective)
         loss = torch.stack([term.to(wide(term.dtype)) for term in terms.values()]).sum()
         # Read once, and before the backward pass is under way, so that a device has to wait for nobody.
-        values = dict(zip(("loss", *(f"loss/{name}" for name in terms)), numbers([loss, *terms.values()]), strict=True))
-        if not math.isfinite(values["loss"]):
+        total, *values = numbers([loss, *terms.values()])
+        if not math.isfinite(total):
             raise TrainingError(
-                f"site '{site.name}', round {site.round}, step {steps}: the loss is {values['loss']}; "
+                f"site '{site.name}', round {site.round}, step {steps}: the loss is {total}; "
                 "use a smaller --lr or --precision fp32, and look at this site's images"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         rule.before_step(model, optimizer, batch)
         optimizer.step()
         rule.after_step(model, optimizer, batch)
-        sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-        site.on_step(steps, values["loss"])
+        of_terms = dict(zip(terms, values, strict=True))
+        for name, value in {"loss": total, **{f"loss/{name}": value for name, value in of_terms.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        site.on_step(steps, total, of_terms)
     update = Update(
-        direction=Difference(sent.weights, weights_of(model)),  # a rule may have a direction of its own
-        buffers={name: buffer.detach().clone() for name, buffer in float_buffers_of(model).items()},
+        # Formed late, since a rule may have a direction of its own.
+        direction=Difference(sent.weights, {name: w for name, w in weights_of(model).items() if name not in own}),
+        buffers={name: b.detach().clone() for name, b in float_buffers_of(model).items() if name not in own},
         num_examples=site.num_examples,
         num_steps=steps,
         metrics={name: total / steps for name, total in sums.items()},
     )
     update, memory = rule.finish(update, model, optimizer)
-    direction = dict(update.direction)
+    direction = {name: value for name, value in update.direction.items() if name not in own}
+    kept = {f"{_OWN}{name}": tensor for name, tensor in own_of(model, own).items()}
     lengths = norms(direction)
-    _require_finite(site, steps, lengths | norms(update.buffers))
+    floats = {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
+    _require_finite(site, steps, lengths | norms(update.buffers) | norms(floats))
     metrics = {**update.metrics, "direction_norm": math.hypot(*lengths.values())}
-    return replace(update, direction=direction, metrics=metrics), memory
+    return replace(update, direction=direction, metrics=metrics), {**memory, **kept}
 
 
 def _require_finite(site: Site, steps: int, lengths: Mapping[str, float]) -> None:
@@ -244,10 +295,10 @@ def run_round(
     Returns:
         The server's state after the round and the sites' memories.
     """
-    sent = replace(state, state={})
     updates: dict[str, Update] = {}
     remembered = dict(memories)
     for site in sites:
+        sent = algorithm.send(state, site.name)
         update, memory = train_locally(model, algorithm.local_rule(), sent, memories.get(site.name, {}), site)
         updates[site.name] = hold(site, update)
         if memory:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import Module
 
-from fedgs.core import Algorithm, Global, Site, Update, load, run_round
+from fedgs.core import Algorithm, Global, Site, Update, own_in, run_round
 from fedgs.errors import ConfigError
 from fedgs.events import Listener, RoundFinished, RoundStarted, SiteFinished
 from fedgs.seeds import generator
@@ -72,6 +72,20 @@ class State:
     memories: Mapping[str, Tensors] = field(default_factory=dict)
     best: Mapping[str, Best] = field(default_factory=dict)
 
+    def own(self, site: str) -> Tensors:
+        """Gives what a site keeps of its model; for a hospital without any, the mean over the sites that have some.
+
+        Integers are those of the first site by name.
+        """
+        if site in self.memories:
+            return own_in(self.memories[site])
+        known = [own for name in sorted(self.memories) if (own := own_in(self.memories[name]))]
+        first = known[0] if known else {}
+        return {
+            name: torch.stack([own[name] for own in known]).mean(0) if tensor.is_floating_point() else tensor
+            for name, tensor in first.items()
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Federation:
@@ -81,13 +95,14 @@ class Federation:
         model: A live network that sites and evaluation use in turn.
         algorithm: The federated algorithm.
         sites: For each site by name, what makes its record for a round.
-        evaluate: Scores the model on the validation images after a round and gives the summary of that part.
+        evaluate: Scores the state after a round on the validation images, with the model at its disposal, and gives
+            the summary of that part.
     """
 
     model: Module
     algorithm: Algorithm
     sites: Mapping[str, Callable[[int], Site]]
-    evaluate: Callable[[Module, int], Mapping[str, Any]]
+    evaluate: Callable[[State, int], Mapping[str, Any]]
 
 
 class Store(Protocol):
@@ -123,8 +138,8 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
         names = sample_sites(list(federation.sites), number, schedule)
         emit(RoundStarted(number, tuple(names)))
         server, memories, records = _train(federation, names, state, store, emit)
-        load(federation.model, server)
-        validation = federation.evaluate(federation.model, number) if schedule.evaluates(number) else None
+        trained = replace(state, server=server, memories=memories)
+        validation = federation.evaluate(trained, number) if schedule.evaluates(number) else None
         record = {
             "round": number,
             "seconds": round(time.monotonic() - started, 3),
@@ -132,7 +147,7 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
             "validation": validation,
         }
         improved = {name: best for name in BEST if (best := _improved(state.best.get(name), name, number, validation))}
-        state = State(server, memories, {**state.best, **improved})
+        state = replace(trained, best={**state.best, **improved})
         store.commit(state, record, list(improved))
         emit(RoundFinished(number, record))
     return state

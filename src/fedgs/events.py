@@ -37,12 +37,13 @@ class RoundStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepTaken:
-    """A site took an optimizer step, the ``step``-th of its round."""
+    """A site took an optimizer step, the ``step``-th of its round; ``terms`` add up to the loss."""
 
     round: int
     site: str
     step: int
     loss: float
+    terms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from fedgs.assembly import (
     autocast_of,
     build_algorithm,
     build_network,
+    build_objective,
     build_scorer,
     require_lesions,
     require_split,
@@ -29,7 +30,7 @@ from fedgs.assembly import (
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure
-from fedgs.core import Site, global_of, load
+from fedgs.core import Site, global_of, load, own_of
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
 from fedgs.data.index import Index, Progress, open_data
@@ -44,6 +45,7 @@ from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settin
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.seeds import derive, generator
 from fedgs.summary import TESTS, describe_data, means_of_round
+from fedgs.tensors import Tensors
 
 __all__ = ["train"]
 
@@ -115,13 +117,14 @@ class _Trial:
     index: Index
     split: pd.DataFrame
     model: Module
+    own: Tensors
     scorer: Scorer
 
     @classmethod
     def prepare(cls, config: RunConfig, on_indexing: Progress | None, begun: RunFolder | None) -> _Trial:
         # What can be checked without the data comes first: indexing may take a while.
-        build_algorithm(config, base=100.0)
-        models.objective(config.training.objective)
+        algorithm = build_algorithm(config, base=100.0)
+        build_objective(config)
         build_network(config, channels=3)
         if not begun:
             require_split(config)
@@ -137,7 +140,8 @@ class _Trial:
         if begun:
             refuse_other_cases(begun, index)
         split = split_of(config, index, begun.path / "split.csv" if begun else None)
-        trial = cls(with_unseen_site(config, split), index, split, model, build_scorer(config))
+        own = own_of(model, algorithm.keeps(model))
+        trial = cls(with_unseen_site(config, split), index, split, model, own, build_scorer(config))
         for site, rows in trial.training_rows().items():
             steps_of(config, site, len(rows))
         for part in ("train", "validation", *TESTS):
@@ -208,21 +212,23 @@ class _Trial:
             round=number,
             batches=batches,
             num_examples=len(rows),
-            objective=models.objective(training.objective),
+            objective=build_objective(self.config),
             optimizer=partial(torch.optim.AdamW, lr=training.lr, weight_decay=training.weight_decay, fused=fused),
+            own=self.own,
             generator=generator(seed, "rule", *names),
             autocast=autocast_of(self.config),
-            on_step=lambda step, loss: emit(StepTaken(number, name, step, loss)),
+            on_step=lambda step, loss, terms: emit(StepTaken(number, name, step, loss, terms)),
         )
 
-    def _validate(self, folder: RunFolder, emit: Listener, model: Module, number: int) -> Mapping[str, Any]:
-        scores = self._score(model, "validation", number, emit)
+    def _validate(self, folder: RunFolder, emit: Listener, state: State, number: int) -> Mapping[str, Any]:
+        scores = self._score(state, "validation", number, emit)
         folder.keep_scores(scores)
         return summarise(scores)
 
     def _score(
-        self, model: Module, part: str, number: int, emit: Listener, gallery: Gallery | None = None
+        self, state: State, part: str, number: int, emit: Listener, gallery: Gallery | None = None
     ) -> pd.DataFrame:
+        """Scores a part of the data, each site's images by the network with what that site keeps of it."""
         rows, done = self.rows(part), count(1)
 
         def note(prediction: Prediction, dice: float) -> None:
@@ -230,7 +236,14 @@ class _Trial:
             if gallery:
                 gallery.keep(part, prediction, dice)
 
-        return self.scorer.score(model, self.index, rows, part=part, number=number, on_prediction=note)
+        groups = {str(site): own.index.tolist() for site, own in self.split.loc[rows].groupby("site")}
+        tables = []
+        for site, of_site in (groups if self.own and rows else {"": rows}).items():
+            load(self.model, state.server, state.own(site))
+            tables.append(
+                self.scorer.score(self.model, self.index, of_site, part=part, number=number, on_prediction=note)
+            )
+        return pd.concat(tables, ignore_index=True)
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
         """Scores the test images with the last network and with the best ones; they were not looked at before."""
@@ -240,10 +253,9 @@ class _Trial:
             kept = state if name == "last" else folder.load(name) if name in state.best else None
             if kept and kept.server.round in numbers:
                 numbers.remove(kept.server.round)
-                load(self.model, kept.server)
                 shown = gallery if name == "last" else None
                 for part in TESTS:
-                    folder.keep_scores(self._score(self.model, part, kept.server.round, emit, shown))
+                    folder.keep_scores(self._score(kept, part, kept.server.round, emit, shown))
         gallery.close()
         scores = folder.write_scores()
         best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}
@@ -274,7 +286,7 @@ def _begin(folder: RunFolder, trial: _Trial) -> State:
     machine = describe_machine(torch.device(trial.config.training.device))
     hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash", "near_hash")}
     folder.create(trial.config, machine | describe_cases(trial.index, trial.split), trial.split.assign(**hashes))
-    return State(global_of(trial.model))
+    return State(global_of(trial.model, trial.own))
 
 
 def _go_on(folder: RunFolder, trial: _Trial, emit: Listener) -> State:

@@ -25,6 +25,9 @@ from fedgs.run_folder import CHECKPOINTS, RunFolder
 
 __all__ = ["evaluate"]
 
+_UNKNOWN = ""
+"""A hospital that keeps nothing of a network."""
+
 
 def evaluate(
     run: Path | str,
@@ -72,7 +75,7 @@ def evaluate(
             index.require_source()
         require_lesions("external", index.table, "score them together with others")
         model = build_network(config, trained_on.channels)
-        load(model, state.server)
+        load(model, state.server, state.own(_UNKNOWN))
         number, done = state.server.round, count(1)
 
         def note(_: Prediction, __: float) -> None:

@@ -48,6 +48,7 @@ class Clock:
     def __init__(self) -> None:
         self.name = self.where = ""
         self.loss: float | None = None
+        self.terms: Mapping[str, float] = {}
         self.dice: float | None = None
         self.round = self.rounds = self.finished = self.steps = self.steps_per_round = 0
         self._started = time.monotonic()
@@ -63,7 +64,7 @@ class Clock:
                 self.round, self.steps = event.round, 0
             case StepTaken():
                 self.steps += 1
-                self.where, self.loss = event.site, event.loss
+                self.where, self.loss, self.terms = event.site, event.loss, event.terms
             case Scoring():
                 self.where = f"scoring {event.part} {event.done}/{event.cases}"
             case RoundFinished():
@@ -86,6 +87,8 @@ class Clock:
         """Site, loss, Dice and time left, in one line."""
         left = self.seconds_left
         loss = "" if self.loss is None else f"  loss {self.loss:.3f}"
+        if len(self.terms) > 1:
+            loss += f" ({', '.join(f'{name} {value:.3f}' for name, value in self.terms.items())})"
         dice = "" if self.dice is None else f"  Dice {self.dice:.3f}"
         return f"{self.where}{loss}{dice}" + ("" if left is None else f"  ETA {duration(left)}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
 from fedgs.models.outputs import foreground, probabilities, segment
-from fedgs.models.sizes import check_size
+from fedgs.models.sizes import check_batch, check_size
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "Objective",
     "build",
+    "check_batch",
     "check_size",
     "entry",
     "foreground",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgs.errors import ShapeError
-from fedgs.models.sizes import check_size
+from fedgs.models.sizes import check_batch, check_size
 
 __all__ = [
     "AdaIN",
@@ -258,11 +258,8 @@ class Disentangled(nn.Module):
                 f"{type(self).__name__}: its style encoder was made for images of {made} pixels, got {came}; resize "
                 f"them to {made}, or make the network for {came}"
             )
-        if self.training and len(images) < self.minimal_batch:
-            raise ShapeError(
-                f"{type(self).__name__}: a batch of one image cannot be trained on, because the style's batch norm "
-                "compares images; use a batch size of at least 2, or evaluate"
-            )
+        if self.training:
+            check_batch(self, len(images))
         content = self.content(images)
         segmentation = self.segmentor(content)
         style = self.style(images, content)

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from fedgs.errors import ShapeError
 
-__all__ = ["KnowsItsSizes", "check_size", "nearest_size"]
+__all__ = ["KnowsItsSizes", "check_batch", "check_size", "nearest_size"]
 
 
 @runtime_checkable
@@ -55,3 +55,23 @@ def check_size(model: object, height: int, width: int) -> None:
         f"{type(model).__name__} takes images whose height and width are multiples of {multiple}{least} pixels, "
         f"got {height} x {width}; the nearest size that works is {fit[0]} x {fit[1]}"
     )
+
+
+def check_batch(model: object, images: int) -> None:
+    """Refuses a number of images that the network cannot be trained on at once.
+
+    A model that declares no `minimal_batch` is taken at its word.
+
+    Args:
+        model: The network.
+        images: In a batch.
+
+    Raises:
+        ShapeError: They are too few.
+    """
+    minimum = getattr(model, "minimal_batch", 1)
+    if images < minimum:
+        raise ShapeError(
+            f"{type(model).__name__} cannot be trained on a batch of {images}, because it normalises over the images "
+            f"of a batch; use a batch size of at least {minimum}"
+        )
