@@ -6,13 +6,15 @@ import pytest
 
 from fedgs.config import RunConfig, configure, differences, read_config, settings, write_config
 from fedgs.errors import ConfigError
+from fedgs.models import entry
 
 
 def test_defaults_are_those_of_the_publication() -> None:
     config = RunConfig()
     training = config.training
     assert (training.lr, training.weight_decay, training.batch_size, training.epochs) == (1e-4, 0.01, 4, 5)
-    assert (training.objective, training.precision, config.federation.rounds) == ("dice_batch", "fp32", 100)
+    assert (training.objective, training.precision, config.federation.rounds) == (None, "fp32", 100)
+    assert {entry(name)[0].objective for name in ("unet", "utnet")} == {"dice_batch"}
     assert (config.data.size, config.data.fold, config.federation.seed, config.data.score_size) == (256, 0, 0, "512")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import Module
 
 import fedgs
 from fedgs.core import global_of

@@ -81,10 +81,18 @@ def build_objective(config: RunConfig) -> models.Objective:
     """Makes what the sites minimise.
 
     Raises:
-        ConfigError: An unknown objective or term, or a weight that cannot be.
+        ConfigError: An unknown objective or term, a weight that cannot be, or an objective for other networks.
     """
-    training = config.training
-    return models.objective(training.objective or "dice_batch", **training.objective_weights)
+    found, _ = models.entry(config.model.model)
+    name = config.training.objective or found.objective
+    made = models.objective(name, **config.training.objective_weights)
+    if not models.OBJECTIVES[name].for_any and name != found.objective:
+        fit = [other for other, kind in models.OBJECTIVES.items() if kind.for_any or other == found.objective]
+        raise ConfigError(
+            f"objective '{name}' is made for other networks than '{config.model.model}'; "
+            f"choose one of: {', '.join(fit)}"
+        )
+    return made
 
 
 def build_scorer(config: RunConfig) -> Scorer:

@@ -80,7 +80,7 @@ def test_one_image_makes_both_dice_equal(seed: int) -> None:
     torch.testing.assert_close(*values)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name, kind in OBJECTIVES.items() if kind.for_any])
 class TestEvery:
     def test_the_right_answer_costs_next_to_nothing_and_the_wrong_one_much(self, name: str) -> None:
         _, batch = random_case(0)
@@ -125,3 +125,24 @@ def test_an_unknown_name_is_answered_with_the_choices_and_a_guess() -> None:
         ConfigError, match=r"unknown objective 'dice-batch'; did you mean 'dice_batch'.*dice_per_image\+ce"
     ):
         objective("dice-batch")
+
+
+def test_weights_of_terms_can_be_set() -> None:
+    logits, batch = random_case(0)
+    plain, weighted = objective("dice_batch+ce"), objective("dice_batch+ce", cross_entropy=0.25)
+    assert torch.equal(weighted(logits, batch)["cross_entropy"], plain(logits, batch)["cross_entropy"] * 0.25)
+    assert torch.equal(weighted(logits, batch)["dice"], plain(logits, batch)["dice"])
+    for weight in (-1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="must be finite and not negative"):
+            objective("dice_batch", dice=weight)
+    with pytest.raises(ConfigError, match="unknown term of objective 'dice_batch' 'dise'; did you mean 'dice'"):
+        objective("dice_batch", dise=1)
+
+
+def test_probabilities_in_place_of_logits_give_the_same() -> None:
+    logits, batch = random_case(1)
+    for name in ("dice_batch+ce", "dice_per_image+ce"):
+        for one, other in zip(
+            objective(name)(logits, batch).values(), objective(name)((logits.softmax(1),), batch).values(), strict=True
+        ):
+            torch.testing.assert_close(one, other)

@@ -101,10 +101,11 @@ def _feddis(output: FedDisOutput, batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What an objective adds up: terms by name, each of them with a weight."""
+    """What an objective adds up: terms by name, each of them with a weight; not all are for any network."""
 
     terms: tuple[Callable[[Any, Batch], Mapping[str, Tensor]], ...]
     weights: Mapping[str, float]
+    for_any: bool = True
 
 
 OBJECTIVES: Mapping[str, _Kind] = {
@@ -112,8 +113,8 @@ OBJECTIVES: Mapping[str, _Kind] = {
     "dice_per_image": _Kind((_dice_per_image,), {"dice": 1.0}),
     "dice_batch+ce": _Kind((_dice_batch, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
     "dice_per_image+ce": _Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
-    "disentangled": _Kind((_disentangled,), {"dice": 10.0, "kl": 0.01, "style": 1.0, "reconstruction": 1.0}),
-    "feddis": _Kind((_feddis,), {"dice": 5.0, "reconstruction": 0.2, "likeness": 0.8}),
+    "disentangled": _Kind((_disentangled,), {"dice": 10.0, "kl": 0.01, "style": 1.0, "reconstruction": 1.0}, False),
+    "feddis": _Kind((_feddis,), {"dice": 5.0, "reconstruction": 0.2, "likeness": 0.8}, False),
 }
 """Objectives by name; the weights of the last two are the published ones."""
 
