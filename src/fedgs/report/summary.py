@@ -270,7 +270,7 @@ def _summary(folder: Path) -> Mapping[str, Any]:
             f"{folder}: not a finished run, {done} of {planned} rounds are done; "
             f"finish it with: fedgs train --out {folder} --resume"
         )
-    for name, checksum in _parsed(path, lambda: dict(summary.get("files", {}))).items():
+    for name, checksum in _parsed(path, lambda: dict(summary["files"])).items():
         _require_unaltered(folder / name, checksum)
     return summary
 
