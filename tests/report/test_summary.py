@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from fedgs.errors import DataError
+from fedgs.errors import CheckpointError, DataError
 from fedgs.files import sealed
 from fedgs.metrics.table import STRATA, read_scores, summarise
 from fedgs.report.html import write_report
@@ -156,7 +156,7 @@ def test_a_missing_file_is_named(build_run, name):
 def test_a_broken_file_is_named(build_run, name, content):
     folder = build_run("run", rounds=1)
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=name):
+    with pytest.raises((CheckpointError, DataError), match=name):
         read_run(folder)
 
 

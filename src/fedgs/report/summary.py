@@ -220,7 +220,8 @@ def read_run(folder: Path) -> Run:
         Everything a report needs, except that pictures are named and not loaded.
 
     Raises:
-        DataError: The folder is missing, its run is not finished, or a file in it cannot be understood.
+        DataError: The folder is missing, its run is not finished, or a file in it cannot be understood or was altered.
+        CheckpointError: summary.json or environment.json was altered.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such run folder; expected one that 'fedgs train --out' wrote")
