@@ -107,7 +107,25 @@ ROWS |= {
         "settings missing": refused("train --config {p.tmp}/no.toml", "{p.tmp}/no.toml: cannot be read", "TOML"),
         "split missing": refused(f"{TRAIN} --split {{p.tmp}}/no.csv", "no.csv", "grouped, published", "give a file"),
         "image moved": refused(INDEX, "n3.png: No such file", "broken link", spoil=lambda p: broken_link(p)),
+        "image is a pipe": refused(
+            INDEX, "n3.png: is no file", spoil=lambda p: (p.image().unlink(), os.mkfifo(p.image()))
+        ),
+        "table of patients is a pipe": refused(
+            INDEX, "patients.csv: is no file", spoil=lambda p: os.mkfifo(p.data / "patients.csv")
+        ),
     }.items()
+}
+ROWS |= {
+    f"a link that leads back to itself: {line}": refused(line, "{p.tmp}/loop", spoil=lambda p: loop(p))
+    for line in (
+        "index {p.tmp}/loop --out {p.tmp}/index",
+        "index {p.data} --out {p.tmp}/loop",
+        "train --data {p.tmp}/loop --out {p.tmp}/out",
+        "train --data {p.data} --out {p.tmp}/loop",
+        "train --data {p.data} --out {p.tmp}/out --split {p.tmp}/loop",
+        "report {p.tmp}/loop",
+        "evaluate {p.run} --data {p.tmp}/loop",
+    )
 }
 
 
@@ -317,6 +335,10 @@ ROWS |= {
         ),
         "size of an index": refused("index {p.data} --out {p.tmp}/index --size 5000", "size 5000: expected 8 to 4096"),
         "page over another file": refused("report {p.run} --out {p.run}/" + LAST, "ends in .html"),
+        "option that the data decide": refused(f"{TRAIN} --model-option in_channels=3", "'in_channels' is decided by"),
+        "classes": refused(f"{TRAIN} --model-option num_classes=3", "'num_classes' is decided by the data", "leave it"),
+        "device of another package": refused(f"{TRAIN} --device hpu", "device 'hpu' cannot be used here"),
+        "control character": refused(FILE, "control char", spoil=settings_file('[data]\nsplit = "a\\u0000b"\n')),
         "norm": refused(f"{TRAIN} --model-option norm=[1]", "unknown norm [1]", "batch"),
         "device without values": refused(f"{TRAIN} --device meta", "device 'meta' cannot be used here", "--device cpu"),
         "fold": refused(f"{TRAIN} --fold 7", "fold must be 0 to 4, got 7"),
@@ -448,6 +470,17 @@ def reindex(place: Place) -> None:
     fedgs("index", str(place.data), "--out", str(place.tmp / "index"), "--size", "32", "--base", "1000")
 
 
+def checkpoint_of_another_run(place: Place) -> None:
+    other = flags(**QUICK | {"seed": 9, "rounds": 1})
+    fedgs("train", "--data", str(place.data), "--out", str(place.tmp / "other"), *other)
+    shutil.copy(place.tmp / "other" / LAST, place.run / LAST)
+
+
+def loop(place: Place) -> None:
+    (place.tmp / "back").symlink_to("loop")
+    (place.tmp / "loop").symlink_to("back")
+
+
 def alter(place: Place, name: str, old: str, new: str, run: str = "unfinished") -> None:
     path = getattr(place, run) / name
     assert old in path.read_text()
@@ -469,6 +502,7 @@ DAMAGED: dict[tuple[str, str], dict[str, list[bytes | None]]] = {
         "split.csv": [b"", b"site,case\n", NO_TEXT, FLIPPED, GONE],
         "scores.csv": [b"", b"round,part\n", NO_TEXT, GONE],
         "summary.json": [b"", b"{}", b"[]", b'{"format": 1}', NO_TEXT, FLIPPED],
+        "rounds.jsonl": [b"", NO_TEXT, FLIPPED, GONE],
     },
     ("report {p.run}", "run"): {
         "config.toml": [b"[data", NO_TEXT, GONE],
@@ -485,6 +519,17 @@ ROWS |= {
     for (line, run), files in DAMAGED.items()
     for name, contents in files.items()
     for number, content in enumerate(contents)
+}
+ROWS |= {
+    f"damaged {name}: {line.split()[0]}": refused(
+        line, "{p.run}/" + name, "was altered", spoil=lambda p, change=(name, old, new): alter(p, *change, run="run")
+    )
+    for line in (EVALUATE, "report {p.run}")
+    for name, old, new in (
+        ("scores.csv", ",0.", ",0.1"),
+        ("rounds.jsonl", '"loss": 0.', '"loss": 0.1'),
+        ("summary.json", '"checksum"', '"check"'),
+    )
 }
 ROWS["damaged scores.csv (a digit): resume"] = refused(
     RESUME,
@@ -508,6 +553,14 @@ ROWS |= {
         "named, not kept: evaluate": refused(
             "evaluate {p.run} --data {p.data} --checkpoint best_small",
             "checkpoints/best_small.safetensors: no such checkpoint; 'best' needs validation images",
+        ),
+        "of another run: evaluate": refused(
+            EVALUATE, "{p.run}/" + LAST, "with other settings or data", spoil=lambda p: checkpoint_of_another_run(p)
+        ),
+        "of another round: evaluate": refused(
+            EVALUATE,
+            "{p.run}/" + LAST + ": is of round 1, the run's is of round 2",
+            spoil=lambda p: shutil.copy(p.run / PREVIOUS, p.run / LAST),
         ),
         "both damaged: resume": refused(
             RESUME,
@@ -533,6 +586,42 @@ ROWS["checkpoint with a flipped bit: resume goes back"] = goes_back(FLIPPED, "al
 ROWS["checkpoint truncated: resume goes back"] = goes_back(b"x" * 900, "restore it from a copy")
 ROWS["checkpoint of no byte: resume goes back"] = goes_back(b"", "restore it from a copy")
 ROWS["checkpoint gone between two renames: resume goes back"] = goes_back(GONE, "killed between two files")
+
+
+def loses_best(place: Place) -> None:
+    """The best round cannot be had back; the run goes on, says so, and can be finished and evaluated."""
+    damage(BEST)(place)
+    whole = (place.unfinished / LAST).read_bytes()
+    done = fedgs("train", "--out", str(place.unfinished), "--resume", "--rounds", "2")
+    told = " ".join(done.stdout.split())
+    assert f"Careful: {place.unfinished}/{BEST}: its checksum does not match" in told
+    assert "going on without it: 'best' will be the best of the rounds to come" in told
+    assert (place.unfinished / LAST).read_bytes() == whole
+    fedgs("evaluate", str(place.unfinished), "--data", str(place.data), "--checkpoint", "last")
+    refuses("evaluate", str(place.unfinished), "--data", str(place.data), place=place, says=["no such checkpoint"])
+
+
+ROWS["checkpoint best with a flipped bit: resume goes on"] = loses_best
+
+
+def starts_over(place: Place) -> None:
+    for name in ("last", "previous", "best"):
+        (place.unfinished / "checkpoints" / f"{name}.safetensors").unlink()
+    done = fedgs("train", "--out", str(place.unfinished), "--resume", "--lr", "0.5")
+    assert "no round was finished, so the run starts over, with other settings (lr: 0.001 -> 0.5)" in done.stdout
+
+
+ROWS["resume before the first round, with other settings"] = starts_over
+
+
+def no_utf8(place: Place) -> None:
+    home = os.fsdecode(os.fsencode(place.tmp) + b"/d\xff")
+    for flag, other in (("data", "out"), ("out", "data")):
+        line = f"train --{flag} {home} --{other} {place.tmp}/other"
+        refuses(*line.split(), place=place, says=["/d\\udcff' cannot be written as utf-8; rename it"])
+
+
+ROWS["path that is not UTF-8"] = no_utf8
 
 
 def two_processes(line: str, *, is_finished: bool) -> Row:

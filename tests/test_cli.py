@@ -20,6 +20,7 @@ from PIL import Image
 
 from fedgs import cli as fedgs_cli
 from fedgs.errors import DataError
+from fedgs.files import sealed
 from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
 
@@ -51,6 +52,17 @@ def refused(*arguments: str) -> str:
 def test_help_is_quick_and_needs_no_torch() -> None:
     code = "import sys, fedgs.cli; fedgs.cli.cli(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait(given: dict[str, str], found: str) -> None:
+    code = (
+        "import os, sys, atexit, fedgs.cli as c; "
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)); c.main(['--help'])"
+    )
+    env = {name: value for name, value in environment().items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines()[-1] == f"{found} False"
 
 
 @pytest.mark.parametrize("name", ["train", "index", "evaluate", "report", "demo"])
@@ -278,7 +290,7 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
     means = {name: {"mean": 0.123, "n": 123456} for name in ("dice", "dice_s", "dice_l", "dice_t", "dice_n")}
     part = means | {"sites": {"[red]Hôpital & <b>x</b>[/red]" * 3: means}}
     (tmp_path / "summary.json").write_text(
-        json.dumps({"algorithm": "fedavg-published", "test_in": part, "test_out": part, "validation": part})
+        json.dumps(sealed({"algorithm": "fedavg-published", "test_in": part, "test_out": part, "validation": part}))
     )
     for table in (scores_table([tmp_path]), part_table("title", part)):
         console = Console(file=io.StringIO(), width=80)

@@ -7,6 +7,7 @@ Prints the tables of near-duplicates.md and draws its figure; the index goes whe
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Mapping
 from math import comb
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fedgs.data.images import read_image
 from fedgs.data.index import Index, open_data
 from fedgs.data.linked import near_rows
-from fedgs.data.near import hash_distance, near_pairs
+from fedgs.data.near import hash_distance, near_hash, near_pairs
 from fedgs.data.splits import FOLDS, published_split, split_cases
 
 FIGURE = Path(__file__).parent / "near-duplicates" / "pairs.jpg"
@@ -30,6 +33,62 @@ SEEN = {
     "EndoCV2021_C5_50000": "025-026 070-071 070-072 071-072 081-083 082-083 150-151 166-168 251-252 253-254 268-269",
 }
 """Pairs of frames of unknown patients that show one scene from a moved camera: found by eye, not by the hash."""
+Frame = NDArray[np.uint8]
+
+
+def encoded(frame: Frame, quality: int) -> Frame:
+    """A frame as JPEG and back."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def resized(frame: Frame, height: int, width: int) -> Frame:
+    """A frame at another size."""
+    return np.asarray(Image.fromarray(frame).resize((width, height)))
+
+
+def levels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Frame], Frame]:
+    """What changes the levels of a frame, 0 to 255."""
+    return lambda frame: np.clip(change(frame.astype(np.float32)), 0, 255).astype(np.uint8)
+
+
+def cut(share: float) -> Callable[[Frame], Frame]:
+    """What cuts a share off each side of a frame."""
+
+    def of(frame: Frame) -> Frame:
+        rows, columns = (round(share * side) for side in frame.shape[:2])
+        return frame[rows : frame.shape[0] - rows, columns : frame.shape[1] - columns]
+
+    return of
+
+
+def bordered(value: int) -> Callable[[Frame], Frame]:
+    """What puts a border of a tenth of its width around a frame."""
+    return lambda frame: np.pad(
+        frame, ((frame.shape[1] // 10,) * 2, (frame.shape[1] // 10,) * 2, (0, 0)), constant_values=value
+    )
+
+
+COPIES: Mapping[str, Callable[[Frame], Frame]] = {
+    "JPEG, quality 50": lambda frame: encoded(frame, 50),
+    "JPEG, quality 20": lambda frame: encoded(frame, 20),
+    "scaled by 0.9": lambda frame: resized(frame, round(0.9 * frame.shape[0]), round(0.9 * frame.shape[1])),
+    "scaled by 0.5": lambda frame: resized(frame, frame.shape[0] // 2, frame.shape[1] // 2),
+    "squeezed to 256 x 256": lambda frame: resized(frame, 256, 256),
+    "levels times 1.05": levels(lambda frame: frame * 1.05),
+    "levels times 0.85": levels(lambda frame: frame * 0.85),
+    "in a dark border (level 6)": bordered(6),
+    "levels plus 20": levels(lambda frame: frame + 20),
+    "contrast times 0.9 about level 128": levels(lambda frame: 128 + 0.9 * (frame - 128)),
+    "contrast times 1.1 about level 128": levels(lambda frame: 128 + 1.1 * (frame - 128)),
+    "contrast times 0.7 about level 128": levels(lambda frame: 128 + 0.7 * (frame - 128)),
+    "gamma 0.8": levels(lambda frame: 255 * (frame / 255) ** 0.8),
+    "gamma 1.25": levels(lambda frame: 255 * (frame / 255) ** 1.25),
+    "in a white border": bordered(255),
+    "2 % cut off each side": cut(0.02),
+    "5 % cut off each side": cut(0.05),
+}
 SPLITS: Mapping[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
     "published": lambda table, fold: published_split(table, fold=fold),
     "patients and equal images": lambda table, fold: split_cases(table.assign(near_hash=""), fold=fold),
@@ -49,6 +108,7 @@ def main(data: Path) -> None:
         splits = [split(table, fold) for fold in range(FOLDS)]
         print_twins_in_training(name, table, pairs, splits)
         print_twins_in_training(f"{name}, with pairs seen by eye", table, np.concatenate([pairs, seen(table)]), splits)
+    print_copies(index)
     print_in_run(table, pairs)
     print_patients(table, pairs)
     draw(index, [pair for pair in pairs.tolist() if differs(table, pair)])
@@ -88,6 +148,23 @@ def print_all_pairs(table: pd.DataFrame) -> None:
     print("one hospital: different known patients", both_known - one_patient, "one known patient", one_patient, end=" ")
     print("a patient unknown", within - both_known)
     print("different patients or hospitals", every - within + both_known - one_patient)
+
+
+def print_copies(index: Index) -> None:
+    """Every frame against its own copy: in how many bits they differ, and how many copies are found."""
+    print("\ncopy, bits of 255: median, 99 %, all; found")
+    distances = {name: [] for name in COPIES}
+    found = dict.fromkeys(COPIES, 0)
+    for path in index.table["image"]:
+        frame = read_image(index.source / path)
+        own = near_hash(frame)
+        for name, copy in COPIES.items():
+            other = near_hash(copy(frame))
+            distances[name].append(hash_distance(own, other) if other else 255)
+            found[name] += len(near_pairs([own, other]))
+    for name, bits in distances.items():
+        shown = "  ".join(f"{value:.0f}" for value in np.quantile(bits, [0.5, 0.99, 1]))
+        print(f"{name:40} {shown}  {found[name] / len(bits):.1%}")
 
 
 def print_counts(table: pd.DataFrame) -> None:

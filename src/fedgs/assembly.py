@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def resolve(config: RunConfig) -> RunConfig:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0][:200]
         raise ConfigError(f"device '{device}' cannot be used here ({reason}); try --device cpu") from error
     given: dict[str, Any] = {"device": device, "objective": config.training.objective or found.objective}
@@ -71,6 +72,8 @@ def build_network(config: RunConfig, channels: int) -> Module:
         ShapeError: The network cannot take the size.
     """
     options = dict(config.model.model_options)
+    if decided := sorted(options.keys() & signature(models.build).parameters.keys()):
+        raise ConfigError(f"model option '{decided[0]}' is decided by the data and by --model and --size; leave it out")
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
     models.check_batch(model, config.training.batch_size)
     # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.

@@ -30,6 +30,7 @@ __all__ = ["cli", "main"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|Cannot allocate memory|not enough memory")  # of torch
+_LOOP = re.compile("Symlink loop from (.*)")  # of pathlib
 _ADVICE = {
     errno.EACCES: "check its permissions",
     errno.EROFS: "choose another place",
@@ -68,8 +69,13 @@ class _Commands(click.Group):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors of this package become one message, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # Read when torch is loaded. Where something else computes too, threads that wait by spinning make training tenfold
+    # slower; where nothing does, sleeping costs next to nothing (docs/benchmarks.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in given
     try:
+        for argument in given:
+            argument.encode()  # a name that is not UTF-8 could stand in no settings and on no page
         cli.main([argument for argument in given if argument != "--debug"], "fedgs", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
@@ -80,8 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_how_to_go_on(end.command or ("fedgs", *given))
     except (KeyboardInterrupt, click.exceptions.Abort):
         _say_how_to_go_on(("fedgs", *given))
-    except (FedgsError, OSError, MemoryError, RuntimeError) as error:
-        if debug or (isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error))):
+    except (FedgsError, OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:
+        is_ours = not isinstance(error, RuntimeError) or _OUT_OF_MEMORY.search(str(error)) or _LOOP.match(str(error))
+        if debug or not is_ours:
             raise
         click.echo(f"Error: {_in_words(error)}", err=True)
         sys.exit(1)
@@ -105,6 +112,11 @@ def _say_how_to_go_on(command: Sequence[str]) -> typing.NoReturn:
 
 
 def _in_words(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        name = ascii(error.object)[:200]
+        return f"{name} cannot be written as {error.encoding}; rename it if it is not UTF-8, else set PYTHONUTF8=1"
+    if loop := _LOOP.match(str(error)):
+        return f"{loop[1]}: is a link that leads back to itself; give the folder itself"
     if isinstance(error, (MemoryError, RuntimeError)):
         return "there is not enough memory; choose a smaller --batch-size or --size, or close other programs"
     if isinstance(error, OSError) and error.strerror:

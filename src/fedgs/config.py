@@ -6,6 +6,7 @@ import math
 import tomllib
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -195,7 +196,7 @@ def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
         ConfigError: The file is missing, not TOML, or holds an unknown table or setting.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -239,6 +240,8 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (*accepted, int) if float in accepted else accepted):
         wanted = " or ".join(option.__name__ for option in accepted if option is not types.NoneType)
         raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}")
+    if isinstance(value, str) and any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value):
+        raise ConfigError(f"setting '{name}' holds control characters or bytes that are not UTF-8: {value!r}")
     return float(value) if isinstance(value, int) and float in accepted else value
 
 

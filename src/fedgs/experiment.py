@@ -29,7 +29,7 @@ from fedgs.assembly import (
     steps_of,
     with_unseen_site,
 )
-from fedgs.config import RunConfig, configure
+from fedgs.config import RunConfig, configure, differences, read_config
 from fedgs.core import Site, global_of, load, own_of
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
@@ -105,7 +105,7 @@ def train(
         if begun:
             refuse_other_settings(folder, config)
         trial = _Trial.prepare(config, on_indexing, begun)
-        state = _go_on(folder, trial, emit) if begun else _begin(folder, trial)
+        state = _go_on(folder, trial, emit) if begun else _begin(folder, trial, emit)
         return trial.run(folder, state, emit)
 
 
@@ -282,7 +282,11 @@ def _require_new(folder: RunFolder) -> None:
         raise ConfigError(f"{folder.path}: exists already; choose another --out, or go on with it by --resume")
 
 
-def _begin(folder: RunFolder, trial: _Trial) -> State:
+def _begin(folder: RunFolder, trial: _Trial, emit: Listener) -> State:
+    if (folder.path / "config.toml").is_file():
+        changed = differences(read_config(folder.path / "config.toml"), trial.config)
+        how = f"with other settings ({'; '.join(changed)})" if changed else "with the same settings"
+        emit(Careful(f"no round was finished, so the run starts over, {how}"))
     machine = describe_machine(torch.device(trial.config.training.device))
     hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash", "near_hash")}
     folder.create(trial.config, machine | describe_cases(trial.index, trial.split), trial.split.assign(**hashes))

@@ -16,7 +16,8 @@ from fedgs.core import load
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
 from fedgs.data.linked import shown_among
-from fedgs.errors import DataError, understood, unknown_choice
+from fedgs.engine import State
+from fedgs.errors import CheckpointError, DataError, understood, unknown_choice
 from fedgs.evaluation import Prediction
 from fedgs.events import Listener, Scoring
 from fedgs.locks import locked
@@ -68,8 +69,9 @@ def evaluate(
         raise unknown_choice("checkpoint", checkpoint, CHECKPOINTS)
     folder.summary()
     with locked(folder.path):
+        folder.require_unaltered()
         trained_on = _TrainedOn.read(folder)
-        state = folder.load(checkpoint)
+        state = _state_of(folder, checkpoint)
         index = _index_like(trained_on, Path(data), adapter, config.data.size, on_indexing)
         if config.data.score_size == "native":
             index.require_source()
@@ -123,6 +125,19 @@ class _TrainedOn:
                 cases=split.loc[split["part"].isin(("train", "validation")), ["image_hash", "near_hash"]],
                 known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
             )
+
+
+def _state_of(folder: RunFolder, checkpoint: str) -> State:
+    """Reads a checkpoint, which must be of the round that the summary tells."""
+    summary, state = folder.summary(), folder.load(checkpoint)
+    with understood(folder.path / "summary.json"):
+        told = summary["round"] if checkpoint == "last" else summary[checkpoint]["round"]
+    if told != state.server.round:
+        raise CheckpointError(
+            f"{folder.checkpoint(checkpoint)}: is of round {state.server.round}, the run's is of round {told}; "
+            "restore it from a copy"
+        )
+    return state
 
 
 def _index_like(

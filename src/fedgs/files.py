@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def replacing(path: Path, *, durable: bool = True, previous: Path | None = None)
                 path.replace(previous)
             temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is told
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -111,17 +112,17 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_intact(path: Path, content: Mapping[str, Any]) -> None:
-    """Compares what was read with its checksum, where it has one.
+    """Compares what was read with its checksum.
 
     Raises:
-        CheckpointError: It was altered.
+        CheckpointError: It was altered, or has none.
     """
-    if "checksum" in content and sealed(content)["checksum"] != content["checksum"]:
+    if sealed(content)["checksum"] != content.get("checksum"):
         raise CheckpointError(f"{path}: its checksum does not match: it was altered; restore it from a copy")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """Reads a JSON object, whose checksum is compared where it has one.
+    """Reads a sealed JSON object.
 
     Raises:
         CheckpointError: It is missing, no JSON object, or was altered.

@@ -13,6 +13,7 @@ import json
 import platform
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class RunFolder:
     def restore(self, careful: Callable[[str], None]) -> State:
         """Gives the state after the last finished round, and forgets what the tables hold beyond it.
 
-        A damaged ``last`` gives way to the round before.
+        A damaged ``last`` gives way to the round before. A damaged ``best`` is gone, since no other file holds it; the
+        best of the rounds to come takes its place.
 
         Args:
             careful: Told so, where that happens.
@@ -148,6 +150,8 @@ class RunFolder:
             careful(f"{error if damaged.is_file() else 'killed between two files'}; going on from the round before")
             state = self.load("previous")
             damaged.unlink(missing_ok=True)  # the next round must not put it in the place of the intact one
+        lost = [name for name in state.best if not self._is_intact(name, careful)]
+        state = replace(state, best={name: best for name, best in state.best.items() if name not in lost})
         records = self._read_records(state.server.round)
         if any(record["validation"] for record in records):
             scores = read_scores(self.path / "scores.csv")
@@ -155,6 +159,15 @@ class RunFolder:
             self._require_agreement(records)
         write_atomically(self.path / "rounds.jsonl", "".join(map(_line, records)))
         return state
+
+    def _is_intact(self, name: str, careful: Callable[[str], None]) -> bool:
+        try:
+            self.load(name)
+        except CheckpointError as error:
+            careful(f"{error}; going on without it: '{name}' will be the best of the rounds to come")
+            self.checkpoint(name).unlink(missing_ok=True)
+            return False
+        return True
 
     def _read_records(self, finished: int) -> list[dict[str, Any]]:
         path = self.path / "rounds.jsonl"
@@ -188,7 +201,7 @@ class RunFolder:
         """Reads the state that a checkpoint holds.
 
         Raises:
-            CheckpointError: It is missing or damaged; no other one is taken instead.
+            CheckpointError: It is missing, damaged or of another run; no other one is taken instead.
         """
         if not self.checkpoint(name).is_file():
             raise CheckpointError(
@@ -198,6 +211,10 @@ class RunFolder:
         tensors, description = load_tensors(self.checkpoint(name))
         if description.get("format") != 1:
             raise CheckpointError(f"{self.checkpoint(name)}: format {description.get('format')}, this version reads 1")
+        if description["run"] != self._identity():
+            raise CheckpointError(
+                f"{self.checkpoint(name)}: is of a run with other settings or data; restore this run's own from a copy"
+            )
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in ("weights", "buffers", "extra", "state")}
         memories: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
@@ -236,6 +253,32 @@ class RunFolder:
         write_atomically(self.path / "scores.csv", as_csv(scores))
         return scores
 
+    def require_unaltered(self) -> None:
+        """Compares what a finished run holds with what its summary says.
+
+        Rows of external hospitals are left out: where an evaluation was killed they are newer.
+
+        Raises:
+            CheckpointError: A file was altered.
+        """
+        summary = self.summary()
+        with understood(self.path / "summary.json"):
+            expected = {**summary["files"], "scores.csv": summary["own_scores"]}
+        self.config()  # which knows that a run may have moved to another device
+        found = {**self._checksums(), "scores.csv": self._checksum_of_own_scores()}
+        for name, checksum in expected.items():
+            if name != "config.toml" and found.get(name) != checksum:
+                raise CheckpointError(
+                    f"{self.path / name}: was altered since the run was finished; restore it from a copy"
+                )
+
+    def _checksums(self) -> dict[str, str]:
+        return {name: _hash((self.path / name).read_bytes()) for name in _REPORTED if (self.path / name).is_file()}
+
+    def _checksum_of_own_scores(self) -> str:
+        scores = read_scores(self.path / "scores.csv")
+        return _hash(as_csv(scores[scores["part"] != "external"]).encode())
+
     def spool(self) -> Spool:
         """Gives what holds the updates of a round until they are aggregated."""
         return Spool(self.path / "checkpoints")
@@ -260,12 +303,18 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run as complete and knows the files that a report reads beside it."""
-        files = {name: _hash((self.path / name).read_bytes()) for name in _REPORTED}
-        write_json(self.path / "summary.json", sealed({**summary, "files": files}))
+        known = {"files": self._checksums(), "own_scores": self._checksum_of_own_scores()}
+        write_json(self.path / "summary.json", sealed({**summary, **known}))
 
     def log(self, message: str) -> None:
         """Adds a line with the time to log.txt."""
         append(self.path / "log.txt", f"{_now()} {message}\n", durable=False)
+
+    def _identity(self) -> str:
+        """Tells this run's checkpoints from those of runs with other settings or data; equal for a run made again."""
+        environment = self.environment()
+        with understood(self.path / "environment.json"):
+            return _hash(f"{environment['settings']} {environment['data']}".encode())
 
     def _save(self, path: Path, state: State, *, previous: Path | None = None) -> str:
         """Writes a checkpoint and gives its checksum."""
@@ -277,7 +326,9 @@ class RunFolder:
         for index, site in enumerate(sites):
             tensors |= {f"{_MEMORY}/{index}/{key}": tensor for key, tensor in state.memories[site].items()}
         best = {kind: {"round": best.round, "mean": best.mean} for kind, best in state.best.items()}
-        description = {"format": 1, "round": server.round, "best": best, "memory_sites": sites}
+        description = {
+            **{"format": 1, "run": self._identity(), "round": server.round, "best": best, "memory_sites": sites}
+        }
         return save_tensors(path, tensors, description, previous=previous)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -101,6 +102,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "gif": (lambda path: Image.fromarray(FRAME).save(path, format="GIF"), "not a readable image"),
     "truncated png": (lambda path: path.write_bytes(encoded("PNG")[:-900]), "cut short or damaged"),
     "truncated jpeg": (lambda path: path.write_bytes(encoded("JPEG")[:-200]), "cut short or damaged"),
+    "jpeg cut short and closed": (lambda path: path.write_bytes(encoded("JPEG")[:-200] + b"\xff\xd9"), "damaged"),
+    "jpeg with zeros amid": (lambda path: path.write_bytes(spoilt_jpeg(bytes(64))), "cut short or damaged"),
+    "jpeg with a part gone": (lambda path: path.write_bytes(spoilt_jpeg(b"")), "cut short or damaged"),
+    "one row": (lambda path: path.write_bytes(png_header(2**15, 1)), "sides up to 16384 pixels"),
+    "pipe": (os.mkfifo, "is no file"),
     "truncated tiff": (lambda path: path.write_bytes(encoded("TIFF")[:-900]), "cut short or damaged"),
     "truncated bmp": (lambda path: path.write_bytes(encoded("BMP")[:-900]), "cut short or damaged"),
     "truncated webp": (lambda path: path.write_bytes(encoded("WEBP")[:-200]), "damaged|not a readable"),
@@ -113,6 +119,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "transparent": (transparent, "transparent pixels"),
     "pages": (several_pages, "several pages"),
 }
+
+
+def spoilt_jpeg(amid: bytes) -> bytes:
+    """With 64 bytes in its middle replaced."""
+    content = encoded("JPEG")
+    middle = len(content) - 400
+    return content[:middle] + amid + content[middle + 64 :]
 
 
 def encoded(kind: str) -> bytes:
@@ -246,16 +259,22 @@ def test_resizing_antialiases_and_keeps_channels() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "mask"])
-@pytest.mark.parametrize(("suffix", "side"), [("png", 4096), ("webp", 2896)])
-def test_a_file_at_the_limit_takes_less_than_256_mb(kind: str, suffix: str, side: int, tmp_path: Path) -> None:
-    pixels = np.zeros((side, side, 3), np.uint8)
+@pytest.mark.parametrize(
+    ("suffix", "size"), [("png", (4096, 3072)), ("png", (768, 16384)), ("jpg", (3072, 4096)), ("webp", (2048, 3072))]
+)
+def test_a_file_at_the_limit_takes_less_than_256_mb(
+    kind: str, suffix: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    pixels = np.zeros((*size, 3), np.uint8)
     pixels[-1, -2:] = [[1, 2, 3], [200, 0, 9]]  # two colours beside black, so that a mask is refused at its very end
     path = tmp_path / f"large.{suffix}"
-    Image.fromarray(pixels).save(path, lossless=True) if suffix == "webp" else Image.fromarray(pixels).save(path)
+    if suffix == "jpg" and kind == "mask":
+        pixels[:] = 0
+    Image.fromarray(pixels).save(path, **{"lossless": True} if suffix == "webp" else {})
     script = f"""
 import resource
 from pathlib import Path
-import PIL.PngImagePlugin, PIL.WebPImagePlugin
+import PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin
 from fedgs.data.images import read_image, read_mask
 from fedgs.errors import DataError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

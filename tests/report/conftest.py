@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fedgs.files import sealed
 from fedgs.metrics.table import SCORE_COLUMNS, summarise
 
 SITES = {"C1": 0.10, "C2": 0.06, "C3": 0.08, "C4": 0.09, "C5": 0.30}
@@ -160,12 +161,13 @@ def write_run(
         "rounds": rounds,
         "round": rounds,
         "seconds": 12.5 * rounds,
+        "files": {},
         "data": describe_data(cases),
         **means,
         "best": {"round": rounds - 1, **means},
         "best_small": None if means["validation"]["dice_s"]["n"] == 0 else {"round": rounds - 2, **means},
     }
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "summary.json").write_text(json.dumps(sealed(summary)))
     (folder / "config.toml").write_text(
         '[data]\ndata = "/home/someone/secret place/polypgen"\nadapter = "polypgen"\nsize = 128\nfold = 0\n'
         + (f'unseen_site = "{unseen}"\n' if unseen else "")
@@ -182,7 +184,7 @@ def write_run(
         "device": "cpu",
         "cores": 2,
     }
-    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "environment.json").write_text(json.dumps(sealed(environment)))
     if overlays:
         tests = pd.concat([scored[rounds]["test_in"], scored[rounds]["test_out"]])
         write_overlays(folder / "overlays", tests, seed)

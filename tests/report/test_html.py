@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fedgs.errors import ConfigError, DataError, MissingExtraError
+from fedgs.files import sealed
 from fedgs.report.html import write_report
 from fedgs.report.summary import read_run
 
@@ -181,7 +182,7 @@ def test_known_patients_need_no_warning(build_run, tmp_path):
     folder = build_run("run", rounds=1, overlays=False)
     summary = json.loads((folder / "summary.json").read_text())
     summary["data"]["patients_unknown"] = 0
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "summary.json").write_text(json.dumps(sealed(summary)))
     text = Page(write_report([folder], tmp_path / "a.html").read_text()).text
     assert "The patient is known for every image" in text
     assert "optimistic" not in text
@@ -196,7 +197,7 @@ def test_a_split_that_leaks_is_called_so(build_run, tmp_path):
         ({"patients": 0, "duplicates": 0, "near_duplicates": 3}, "3 groups of near duplicates stand"),
     ):
         summary["data"]["leaks"] = leaks
-        (run / "summary.json").write_text(json.dumps(summary))
+        (run / "summary.json").write_text(json.dumps(sealed(summary)))
         page = write_report([run], tmp_path / "leaking.html").read_text()
         assert "The split leaks" in page
         assert text in page

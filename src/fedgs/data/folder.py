@@ -90,6 +90,8 @@ class _Keys:
 
 def _read_table(table: Path) -> list[tuple[int, Mapping[str, str]]]:
     """Rows with their line numbers; the columns may be separated by commas, semicolons or tabs."""
+    if not table.is_file():  # a pipe would be waited for
+        raise DataError(f"{table}: is no file; expected a table with the columns case and patient, or none at all")
     try:
         text = unicodedata.normalize("NFC", table.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -23,13 +24,14 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "as_picture", "read_image", "read_mas
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
 
-MAX_PIXELS = 2**24
-"""A file that declares more pixels (than 4096 x 4096) is refused before it is decoded.
+MAX_PIXELS = 3 * 2**22
+"""A file that declares more pixels (than 4096 x 3072) is refused before it is decoded.
 
 Reading an image or a mask of so many pixels takes less than 256 MB, whatever a file turns out to hold.
 """
 
-_MAX_PIXELS_WEBP = 2**23  # its decoder takes twice the memory
+_MAX_PIXELS_WEBP = 3 * 2**21  # its decoder takes twice the memory
+_MAX_SIDE = 2**14  # an image of one row takes many times the memory when it is resized
 _VALUES_LOOKED_AT = 2**16
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 _JPEG_FORMATS = ("JPEG", "MPO")
@@ -147,6 +149,8 @@ def _decode(path: Path, *, may_be_deep: bool) -> _Picture:
 
 def _open_header(path: Path) -> Image.Image:
     """Reads the header alone; Pillow's warning about many pixels is silenced, since here that is an error."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: is no file; expected a PNG, JPEG, TIFF, BMP or WebP file")
     with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(path, formats=_FORMATS)
@@ -155,6 +159,8 @@ def _open_header(path: Path) -> Image.Image:
 def _require_decodable(path: Path, image: Image.Image) -> None:
     """Refuses by its header what would take too much memory or has no single meaning."""
     limit = _MAX_PIXELS_WEBP if image.format == "WEBP" else MAX_PIXELS
+    if max(image.size) > _MAX_SIDE:
+        raise DataError(f"{path}: declares {_by((image.height, image.width))}; expected sides up to {_MAX_SIDE} pixels")
     _require_pixels(path, "declares", image.width, image.height, limit)
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -167,6 +173,19 @@ def _require_decodable(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path}: holds several pages; expected one image per file, so export one")
     if image.mode in ("CMYK", "LAB", "HSV"):
         raise _other_colours(path, image.mode)
+    if image.format in _JPEG_FORMATS:
+        _require_intact_jpeg(path)
+
+
+def _require_intact_jpeg(path: Path) -> None:
+    """Decodes a JPEG so that what its decoder mends counts as damage; Pillow fills it with grey without a word."""
+    try:
+        simplejpeg.decode_jpeg(path.read_bytes(), colorspace="GRAY", fastdct=True, fastupsample=True, strict=True)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: cut short or damaged ({error}); replace it by an intact copy, or, where a viewer shows it whole, "
+            "save it anew"
+        ) from error
 
 
 def _require_pixels(path: Path, what: str, width: int, height: int, limit: int) -> None:

@@ -24,8 +24,8 @@ MOST_BITS = 80
 """Near duplicates differ in at most so many of the 255 bits of their hashes.
 
 Measured on 1,449 frames of five hospitals (docs/adr/0005-near-duplicates.md): a frame that was encoded again as JPEG
-of quality 20 or 50, scaled by 0.5 or 0.9, made 15 % darker or put into a dark border differs from itself in 4 to 9
-bits (median), at most 26 (99 %) and 68 (all). Of 876,203 pairs of different patients or hospitals the nearest three
+of quality 20 or 50, scaled by 0.5 or 0.9, or made 15 % darker differs from itself in 4 to 9 bits (median), at most 26
+(99 %) and 68 (all). Of 876,203 pairs of different patients or hospitals the nearest three
 differ in 80, 84 and 85.
 """
 
@@ -59,9 +59,12 @@ def near_hash(image: NDArray[np.uint8]) -> str:
     """Hashes what a frame shows, so that a copy of it that was encoded or scaled anew has nearly the same hash.
 
     The frame's brightness, averaged down to 32 x 32, is transformed by a discrete cosine transform, of which the signs
-    of the 16 x 16 lowest frequencies are kept: they depend neither on brightness nor on contrast. Only the middle of
-    the view is looked at. Along each axis it begins and ends where 20 % and 80 % of the lit pixels have passed, which
-    leaves out dark borders, however wide, and most of what a device draws beside the view, alike for all its frames.
+    of the 16 x 16 lowest frequencies are kept; a factor on all levels leaves them alone. Only the middle of the view is
+    looked at. Along each axis it begins and ends where 20 % and 80 % of the lit pixels have passed, which leaves out
+    dark borders, however wide, and most of what a device draws beside the view, alike for all its frames.
+
+    What changes dark and bright levels unlike (an offset, contrast, gamma) or adds a bright border moves the view, and
+    many such copies are missed (docs/adr/0005-near-duplicates.md).
 
     Args:
         image: (H, W, C), uint8, C = 1 or 3.

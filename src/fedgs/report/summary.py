@@ -220,7 +220,8 @@ def read_run(folder: Path) -> Run:
         Everything a report needs, except that pictures are named and not loaded.
 
     Raises:
-        DataError: The folder is missing, its run is not finished, or a file in it cannot be understood.
+        DataError: The folder is missing, its run is not finished, or a file in it cannot be understood or was altered.
+        CheckpointError: summary.json or environment.json was altered.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such run folder; expected one that 'fedgs train --out' wrote")
@@ -270,7 +271,7 @@ def _summary(folder: Path) -> Mapping[str, Any]:
             f"{folder}: not a finished run, {done} of {planned} rounds are done; "
             f"finish it with: fedgs train --out {folder} --resume"
         )
-    for name, checksum in _parsed(path, lambda: dict(summary.get("files", {}))).items():
+    for name, checksum in _parsed(path, lambda: dict(summary["files"])).items():
         _require_unaltered(folder / name, checksum)
     return summary
 
