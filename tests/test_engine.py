@@ -38,7 +38,8 @@ class Memory:
 
 
 def federation(means: Sequence[float | None] = (0.5,) * 9, small: Sequence[float | None] = (None,) * 9) -> Federation:
-    def evaluate(state: State, number: int) -> Mapping[str, Any]:
+    def evaluate(state: State) -> Mapping[str, Any]:
+        number = state.server.round
         return {"dice": {"mean": means[number - 1], "n": 1}, "dice_s": {"mean": small[number - 1], "n": 1}}
 
     make = {name: partial(lambda name, number: site(name, number=number, seed=number), name) for name in "ABC"}

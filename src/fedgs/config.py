@@ -69,7 +69,9 @@ class ModelConfig:
 class AlgorithmConfig:
     """The federated algorithm."""
 
-    algorithm: str = _setting("fedgs", "Algorithm: fedgs, fedavg (McMahan's) or fedavg-published (paper's baseline).")
+    algorithm: str = _setting(
+        "fedgs", "Algorithm: fedgs, fedavg (McMahan's), fedavg-published (paper's baseline), local or central."
+    )
     difficulty: str | None = _setting(None, "Area that makes an image hard, for fedgs: image (published) or lesion.")
     server_momentum: float | None = _setting(None, "Momentum of the server, for fedgs, in [0, 1).")
 

@@ -164,6 +164,7 @@ class Algorithm:
         keeps: Names of the model's tensors that never leave a site; each site has its own and remembers them. All
             others are shared.
         send: What a site, by name, is sent of the server's state.
+        pools: The data of all sites are put together, as if there were one.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Algorithm:
     aggregate: Callable[[Global, Mapping[str, Update]], Global]
     keeps: Callable[[Module], Collection[str]] = parts_of_sites
     send: Callable[[Global, str], Global] = lambda state, site: replace(state, state={})
+    pools: bool = False
 
 
 def global_of(model: Module, kept: Collection[str] = ()) -> Global:

@@ -72,18 +72,38 @@ class State:
     memories: Mapping[str, Tensors] = field(default_factory=dict)
     best: Mapping[str, Best] = field(default_factory=dict)
 
-    def own(self, site: str) -> Tensors:
-        """Gives what a site keeps of its model; for a hospital without any, the mean over the sites that have some.
+    @property
+    def keeps(self) -> bool:
+        """Whether sites keep anything of the model."""
+        return any(own_in(memory) for memory in self.memories.values())
 
-        Integers are those of the first site by name.
+    def own(self, site: str) -> dict[str, Tensors]:
+        """Gives what sites keep of the model, for the networks that score a site's images, by name of the network.
+
+        That is what the site itself keeps. For a hospital without any it is the mean over the sites that keep something
+        (of integers, the first site's); where sites share nothing, it is what every one of them keeps.
+
+        Args:
+            site: Name of the site.
+
+        Returns:
+            One entry, whose name is empty unless sites share nothing; then a site's name.
         """
-        if site in self.memories:
-            return own_in(self.memories[site])
-        known = [own for name in sorted(self.memories) if (own := own_in(self.memories[name]))]
-        first = known[0] if known else {}
+        known: dict[str, Tensors] = {
+            name: own for name in sorted(self.memories) if (own := own_in(self.memories[name]))
+        }
+        if not self.server.weights:
+            return {site: known[site]} if site in known else known
+        if site in known or not known:
+            return {"": known.get(site, {})}
+        first, *others = known.values()
         return {
-            name: torch.stack([own[name] for own in known]).mean(0) if tensor.is_floating_point() else tensor
-            for name, tensor in first.items()
+            "": {
+                name: torch.stack([tensor, *(own[name] for own in others)]).mean(0)
+                if tensor.is_floating_point()
+                else tensor
+                for name, tensor in first.items()
+            }
         }
 
 
@@ -102,7 +122,7 @@ class Federation:
     model: Module
     algorithm: Algorithm
     sites: Mapping[str, Callable[[int], Site]]
-    evaluate: Callable[[State, int], Mapping[str, Any]]
+    evaluate: Callable[[State], Mapping[str, Any]]
 
 
 class Store(Protocol):
@@ -139,7 +159,7 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
         emit(RoundStarted(number, tuple(names)))
         server, memories, records = _train(federation, names, state, store, emit)
         trained = replace(state, server=server, memories=memories)
-        validation = federation.evaluate(trained, number) if schedule.evaluates(number) else None
+        validation = federation.evaluate(trained) if schedule.evaluates(number) else None
         record = {
             "round": number,
             "seconds": round(time.monotonic() - started, 3),

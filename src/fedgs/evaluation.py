@@ -94,7 +94,7 @@ class Scorer:
             counts = confusion(prediction.mask, prediction.truth)
             scores.append(
                 {name: case[name] for name in ("site", "case", "is_small", "is_tiny", "lesion_area")}
-                | {"round": number, "part": part, "dice": dice(counts), "pixels": prediction.truth.size}
+                | {"round": number, "part": part, "dice": dice(counts), "pixels": prediction.truth.size, "network": ""}
                 | counts._asdict()
             )
             on_prediction(prediction, scores[-1]["dice"])

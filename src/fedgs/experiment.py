@@ -30,7 +30,7 @@ from fedgs.assembly import (
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
-from fedgs.core import Site, global_of, load, own_of
+from fedgs.core import Site, global_of, own_of
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
 from fedgs.data.index import Index, Progress, open_data
@@ -43,11 +43,15 @@ from fedgs.metrics.table import summarise
 from fedgs.overlays import Gallery
 from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settings, refuse_other_split
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
+from fedgs.scoring import score_state
 from fedgs.seeds import derive, generator
 from fedgs.summary import TESTS, describe_data, means_of_round
 from fedgs.tensors import Tensors
 
 __all__ = ["train"]
+
+_POOL = "all sites"
+"""Name of the one site that has the data of all."""
 
 
 def train(
@@ -168,11 +172,13 @@ class _Trial:
         if free:
             emit(Careful(f"the training cases of {', '.join(free)} show no lesion; are their masks right?"))
         schedule = self._schedule()
-        steps = sum(steps_of(self.config, site, len(rows[site])) for site in rows)
-        name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
-        emit(RunStarted(name, rounds, state.server.round, round(steps * schedule.fraction_of_sites)))
-        sites = {site: partial(self._site, site, rows[site], emit) for site in rows}
         algorithm = build_algorithm(self.config, base=self.index.small_rule.base)
+        steps = {site: steps_of(self.config, site, len(rows[site])) for site in rows}
+        if algorithm.pools:
+            rows, steps = {_POOL: sorted(row for own in rows.values() for row in own)}, {_POOL: sum(steps.values())}
+        name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
+        emit(RunStarted(name, rounds, state.server.round, round(sum(steps.values()) * schedule.fraction_of_sites)))
+        sites = {site: partial(self._site, site, rows[site], steps[site], emit) for site in rows}
         federation = Federation(self.model, algorithm, sites, partial(self._validate, folder, emit))
         state = run_rounds(federation, schedule, state, folder, emit)
         summary = self._final(folder, state, emit) | {"seconds": round(time.monotonic() - started, 1)}
@@ -191,7 +197,7 @@ class _Trial:
             evaluate_every=federation.evaluate_every,
         )
 
-    def _site(self, name: str, rows: list[int], emit: Listener, number: int) -> Site:
+    def _site(self, name: str, rows: list[int], steps: int, emit: Listener, number: int) -> Site:
         training, device = self.config.training, torch.device(self.config.training.device)
         names = (self.config.data.fold, number, name)
         seed = self.config.federation.seed
@@ -200,8 +206,7 @@ class _Trial:
             self.index,
             rows,
             batch_size=training.batch_size,
-            epochs=training.epochs,
-            steps=training.local_steps,
+            steps=steps,
             augmentation=Augmentation(),
             generator=generator(seed, "batches", *names),
             device=device,
@@ -220,30 +225,20 @@ class _Trial:
             on_step=lambda step, loss, terms: emit(StepTaken(number, name, step, loss, terms)),
         )
 
-    def _validate(self, folder: RunFolder, emit: Listener, state: State, number: int) -> Mapping[str, Any]:
-        scores = self._score(state, "validation", number, emit)
+    def _validate(self, folder: RunFolder, emit: Listener, state: State) -> Mapping[str, Any]:
+        scores = self._score(state, "validation", emit)
         folder.keep_scores(scores)
         return summarise(scores)
 
-    def _score(
-        self, state: State, part: str, number: int, emit: Listener, gallery: Gallery | None = None
-    ) -> pd.DataFrame:
-        """Scores a part of the data, each site's images by the network with what that site keeps of it."""
+    def _score(self, state: State, part: str, emit: Listener, gallery: Gallery | None = None) -> pd.DataFrame:
         rows, done = self.rows(part), count(1)
 
         def note(prediction: Prediction, dice: float) -> None:
-            emit(Scoring(number, part, next(done), len(rows)))
+            emit(Scoring(state.server.round, part, next(done), len(rows)))
             if gallery:
                 gallery.keep(part, prediction, dice)
 
-        groups = {str(site): own.index.tolist() for site, own in self.split.loc[rows].groupby("site")}
-        tables = []
-        for site, of_site in (groups if self.own and rows else {"": rows}).items():
-            load(self.model, state.server, state.own(site))
-            tables.append(
-                self.scorer.score(self.model, self.index, of_site, part=part, number=number, on_prediction=note)
-            )
-        return pd.concat(tables, ignore_index=True)
+        return score_state(self.scorer, self.model, state, self.index, rows, part=part, on_prediction=note)
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
         """Scores the test images with the last network and with the best ones; they were not looked at before."""
@@ -255,7 +250,7 @@ class _Trial:
                 numbers.remove(kept.server.round)
                 shown = gallery if name == "last" else None
                 for part in TESTS:
-                    folder.keep_scores(self._score(kept, part, kept.server.round, emit, shown))
+                    folder.keep_scores(self._score(kept, part, emit, shown))
         gallery.close()
         scores = folder.write_scores()
         best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}

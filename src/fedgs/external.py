@@ -12,7 +12,6 @@ import pandas as pd
 
 from fedgs.assembly import build_network, build_scorer, require_lesions, resolve
 from fedgs.config import configure
-from fedgs.core import load
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
 from fedgs.data.linked import shown_among
@@ -23,11 +22,9 @@ from fedgs.events import Listener, Scoring
 from fedgs.locks import locked
 from fedgs.metrics.table import summarise
 from fedgs.run_folder import CHECKPOINTS, RunFolder
+from fedgs.scoring import score_state
 
 __all__ = ["evaluate"]
-
-_UNKNOWN = ""
-"""A hospital that keeps nothing of a network."""
 
 
 def evaluate(
@@ -77,7 +74,6 @@ def evaluate(
             index.require_source()
         require_lesions("external", index.table, "score them together with others")
         model = build_network(config, trained_on.channels)
-        load(model, state.server, state.own(_UNKNOWN))
         number, done = state.server.round, count(1)
 
         def note(_: Prediction, __: float) -> None:
@@ -85,8 +81,8 @@ def evaluate(
             for listener in listeners:
                 listener(event)
 
-        rows = build_scorer(config).score(
-            model, index, range(len(index)), part="external", number=number, on_prediction=note
+        rows = score_state(
+            build_scorer(config), model, state, index, range(len(index)), part="external", on_prediction=note
         )
         seen = pd.Series(shown_among(index.table, trained_on.cases))
         known = {str(site): int(found.sum()) for site, found in seen.groupby(index.table["site"])}

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedgs.algorithms.fedavg import fedavg, fedavg_published
 from fedgs.algorithms.fedgs import fedgs
+from fedgs.algorithms.references import central, local
 from fedgs.core import Algorithm
 from fedgs.errors import ConfigError, unknown_choice
 
@@ -17,6 +18,8 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
     "fedavg-published": fedavg_published,
     "fedgs": fedgs,
+    "local": local,
+    "central": central,
 }
 """What makes each algorithm."""
 

@@ -25,14 +25,23 @@ SCORE_COLUMNS = (
     "fp",
     "fn",
     "pixels",
+    "network",
 )
-"""Columns of scores.csv: `lesion_area` in pixels of the 512 x 512 mask; tp, fp, fn and pixels at the score size."""
+"""Columns of scores.csv: `lesion_area` in pixels of the 512 x 512 mask; tp, fp, fn and pixels at the score size.
+
+`network` is empty, or, where sites share nothing, the site whose network was scored.
+"""
 
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
 """Dice of all images, with a lesion, small, tiny, large; and the share of lesion-free images with a false positive."""
 
 _FLAGS = {"is_small": bool, "is_tiny": bool}
-_TYPES = dict.fromkeys(SCORE_COLUMNS, int) | dict.fromkeys(("part", "site", "case"), str) | _FLAGS | {"dice": float}
+_TYPES = (
+    dict.fromkeys(SCORE_COLUMNS, int)
+    | dict.fromkeys(("part", "site", "case", "network"), str)
+    | _FLAGS
+    | {"dice": float}
+)
 
 
 class Mean(TypedDict):
@@ -58,10 +67,11 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
     """Averages the scores of one part in one round, pooled over images and per site.
 
     dice: all images; dice_n: with a lesion; dice_s: flagged small; dice_t: small as a whole; dice_l: with a lesion and
-    not small; lesion_free: share of lesion-free images in which the prediction has any pixel.
+    not small; lesion_free: share of lesion-free images in which the prediction has any pixel. An image that several
+    networks were scored on counts once, with the mean over them.
 
     Args:
-        scores: A row per case with `SCORE_COLUMNS`; further columns are ignored.
+        scores: A row per case and network with `SCORE_COLUMNS`; further columns are ignored.
 
     Returns:
         JSON-ready means in [0, 1] with their counts; a stratum without images has mean None and n 0, never 0.0.
@@ -70,6 +80,7 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
         DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
     """
     _check(scores)
+    scores = _over_networks(scores)
     sites = {str(site): _means(rows) for site, rows in scores.groupby("site", sort=True)}
     pooled = _means(scores)
     return PartSummary(
@@ -96,6 +107,15 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table
 
 
+def _over_networks(scores: pd.DataFrame) -> pd.DataFrame:
+    scores = scores.assign(alarm=(scores["fp"] > 0).astype(float))
+    if not scores.duplicated(["site", "case"]).any():
+        return scores
+    kept = dict.fromkeys(("lesion_area", "is_small", "is_tiny"), "first") | dict.fromkeys(("dice", "alarm"), "mean")
+    merged: pd.DataFrame = scores.groupby(["site", "case"], sort=False, as_index=False).agg(kept)
+    return merged
+
+
 def _means(scores: pd.DataFrame) -> dict[str, Mean]:
     has_lesion = scores["lesion_area"] > 0
     small = scores["is_small"].astype(bool)
@@ -107,7 +127,7 @@ def _means(scores: pd.DataFrame) -> dict[str, Mean]:
         "dice_s": _mean(dice[small]),
         "dice_t": _mean(dice[tiny]),
         "dice_l": _mean(dice[has_lesion & ~small]),
-        "lesion_free": _mean((scores["fp"] > 0)[~has_lesion].astype(float)),
+        "lesion_free": _mean(scores["alarm"][~has_lesion]),
     }
 
 
@@ -117,11 +137,11 @@ def _mean(values: pd.Series[float]) -> Mean:
 
 def _check(scores: pd.DataFrame) -> None:
     _check_columns(scores, "summarise()")
-    repeated = scores[scores.duplicated(["site", "case"])]
+    repeated = scores[scores.duplicated(["site", "case", "network"])]
     if len(repeated):
         first = repeated.iloc[0]
         raise DataError(
-            f"summarise() expects one row per case, but {_place(first)} appears more than once; "
+            f"summarise() expects one row per case and network, but {_place(first)} appears more than once; "
             "select one part and one round first"
         )
     wrong = scores[~scores["dice"].between(0.0, 1.0)]
