@@ -115,7 +115,13 @@ def build_algorithm(config: RunConfig, base: float) -> Algorithm:
         ConfigError: An unknown algorithm, or an option that is not its own or out of range.
     """
     options = {name: value for name, value in asdict(config.algorithm).items() if value is not None}
-    return algorithms.build(options.pop("algorithm"), known={"base": base, "lr": config.training.lr}, **options)
+    style_from, share_style = options.pop("style_from", None), options.pop("share_style")
+    known = {"base": base, "lr": config.training.lr}
+    algorithm = algorithms.build(options.pop("algorithm"), known=known, **options)
+    if style_from is None:
+        return algorithm
+    private = {site for site, shares in share_style.items() if not shares}
+    return algorithms.with_style_augmentation(algorithm, style_from, private=private)
 
 
 def steps_of(config: RunConfig, site: str, cases: int) -> int:

@@ -194,11 +194,11 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
 
 
 def _configured(out: Path | None, file: Path | None, resume: bool, given: dict[str, Any]) -> RunConfig:
-    from fedgs.config import configure, read_config
+    from fedgs.config import configure, read_config, settings
 
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    for name in ("model_options", "objective_weights"):
-        if name in given:
+    for _, name, *_ in settings():
+        if name in given and isinstance(given[name], tuple):
             given[name] = _options(name.removesuffix("s").replace("_", "-"), given[name])
     if resume and out is None:
         out = Path("runs") / _name_of(configure(read_config(file) if file else None, **given))

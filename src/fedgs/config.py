@@ -73,6 +73,13 @@ class AlgorithmConfig:
         "fedgs", "Algorithm: fedgs, fedavg (McMahan's), fedavg-published (paper's baseline), local or central."
     )
     difficulty: str | None = _setting(None, "Area that makes an image hard, for fedgs: image (published) or lesion.")
+    style_from: int | None = _setting(
+        None, "First round in which sites see their images in each other's styles, for sd_utnet and sdnet."
+    )
+    share_style: Mapping[str, bool] = field(
+        default_factory=dict,
+        metadata={"description": "Whether a site gives its style, as SITE=false; it does by default."},
+    )
     server_momentum: float | None = _setting(None, "Momentum of the server, for fedgs, in [0, 1).")
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Update:
         num_examples: Training cases of the site.
         num_steps: Optimizer steps taken.
         extra: What an algorithm returns with them.
-        metrics: Numbers for people, for instance the mean loss.
+        metrics: Numbers, and a few names, for people, for instance the mean loss.
     """
 
     direction: Tensors
@@ -88,7 +88,7 @@ class Update:
     num_examples: int
     num_steps: int
     extra: Tensors = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

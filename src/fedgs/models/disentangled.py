@@ -229,8 +229,17 @@ class Disentangled(nn.Module):
 
     def style(self, images: Tensor, content: Tensor) -> Style:
         """Draws the style of images, whose content is given."""
-        style: Style = self.style_encoder(torch.cat((content, images), 1) if self._style_sees_content else images)
+        style: Style = self.style_encoder(self._seen_by_style(images, content))
         return style
+
+    def in_style(self, images: Tensor, content: Tensor, *, style_encoder: nn.Module, decoder: nn.Module) -> Tensor:
+        """Makes images again with the style encoder and decoder of another site; no gradient flows through."""
+        with torch.no_grad():
+            rendered: Tensor = decoder(content, style_encoder(self._seen_by_style(images, content)).z)
+        return rendered
+
+    def _seen_by_style(self, images: Tensor, content: Tensor) -> Tensor:
+        return torch.cat((content, images), 1) if self._style_sees_content else images
 
     def render(self, content: Tensor, z: Tensor) -> Tensor:
         """Makes images, (B, C, H, W), in (-1, 1), of some content in some style."""
