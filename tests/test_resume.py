@@ -126,3 +126,25 @@ def test_what_a_crash_left_beyond_the_last_checkpoint_is_dropped(data: Path, who
     fedgs("train", "--out", str(out), "--resume")
     assert [json.loads(line)["round"] for line in rounds.read_text().splitlines()] == [1, 2, 3]
     assert last(out) == last(whole)
+
+
+SMALL = ("--model-option", "base_channels=4", "--model-option", "reduce_size=2")
+VARIANTS = {
+    "styles at home": ("--model", "sd_utnet", *SMALL),
+    "styles handed on": ("--model", "sd_utnet", *SMALL, "--style-from", "2", "--share-style", "Birch=false"),
+    "appearance at home": ("--model", "feddis", "--model-option", "base_channels=4", "--algorithm", "fedavg-published"),
+    "nothing shared": ("--algorithm", "local"),
+    "all together": ("--algorithm", "central"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_sites_keep_is_killed_and_resumed_byte_for_byte(variant: str, data: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data", str(data), *flags(**FLAGS | {"local_steps": 2}), *VARIANTS[variant], "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    fedgs(*arguments, str(whole))
+    kill_when(out, 'SiteFinished {"round": 3, "site": "', [*arguments, str(out)])
+    assert not (out / "summary.json").exists()
+    fedgs("train", "--out", str(out), "--resume")
+    for name in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "scores.csv", "split.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
