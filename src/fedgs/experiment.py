@@ -45,7 +45,7 @@ from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settin
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.scoring import score_state
 from fedgs.seeds import derive, generator
-from fedgs.summary import TESTS, describe_data, means_of_round
+from fedgs.summary import CROSS, TESTS, describe_data, means_of_round
 from fedgs.tensors import Tensors
 
 __all__ = ["train"]
@@ -231,14 +231,17 @@ class _Trial:
         return summarise(scores)
 
     def _score(self, state: State, part: str, emit: Listener, gallery: Gallery | None = None) -> pd.DataFrame:
-        rows, done = self.rows(part), count(1)
+        by_others = part == CROSS
+        rows, done = self.rows("test_in" if by_others else part), count(1)
 
         def note(prediction: Prediction, dice: float) -> None:
-            emit(Scoring(state.server.round, part, next(done), len(rows)))
+            emit(Scoring(state.server.round, part, number := next(done), max(number, len(rows))))
             if gallery:
                 gallery.keep(part, prediction, dice)
 
-        return score_state(self.scorer, self.model, state, self.index, rows, part=part, on_prediction=note)
+        return score_state(
+            self.scorer, self.model, state, self.index, rows, part=part, by_others=by_others, on_prediction=note
+        )
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
         """Scores the test images with the last network and with the best ones; they were not looked at before."""
@@ -249,8 +252,8 @@ class _Trial:
             if kept and kept.server.round in numbers:
                 numbers.remove(kept.server.round)
                 shown = gallery if name == "last" else None
-                for part in TESTS:
-                    folder.keep_scores(self._score(kept, part, emit, shown))
+                for part in TESTS if kept.server.weights else (*TESTS, CROSS):
+                    folder.keep_scores(self._score(kept, part, emit, shown if part in TESTS else None))
         gallery.close()
         scores = folder.write_scores()
         best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}

@@ -41,7 +41,7 @@ class Gallery:
 
     def keep(self, part: str, prediction: Prediction, dice: float) -> None:
         """Writes the pictures of a prediction, if it is one of those that are kept."""
-        name = self._names.get(prediction.row)
+        name = self._names.pop(prediction.row, None)  # the first network's, where several are scored
         if name is None:
             return
         self._folder.mkdir(exist_ok=True)

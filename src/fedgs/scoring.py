@@ -23,6 +23,7 @@ def score_state(
     rows: Sequence[int],
     *,
     part: str,
+    by_others: bool = False,
     on_prediction: Callable[[Prediction, float], None] = lambda prediction, dice: None,
 ) -> pd.DataFrame:
     """Scores cases by a state: its shared tensors together with what the site of each case keeps.
@@ -34,6 +35,7 @@ def score_state(
         index: Where the cases are.
         rows: Rows of the index's table.
         part: Name of the part that they are of.
+        by_others: Where sites share nothing, score a site's cases by the networks of all other sites instead.
         on_prediction: Told every prediction and its Dice.
 
     Returns:
@@ -43,7 +45,9 @@ def score_state(
     groups = {str(site): own.index.tolist() for site, own in sites.groupby(sites)} if state.keeps else {}
     tables = []
     for site, of_site in (groups or {"": list(rows)}).items():
-        for network, own in state.own(site).items():
+        for network, own in state.own("" if by_others else site).items():
+            if by_others and network == site:
+                continue
             load(model, state.server, own)
             scores = scorer.score(
                 model, index, of_site, part=part, number=state.server.round, on_prediction=on_prediction

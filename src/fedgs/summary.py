@@ -10,10 +10,13 @@ from fedgs.data.index import Index
 from fedgs.data.splits import leaks, unknown_patients
 from fedgs.metrics.table import summarise
 
-__all__ = ["TESTS", "describe_data", "means_of_round"]
+__all__ = ["CROSS", "TESTS", "describe_data", "means_of_round"]
 
 TESTS = ("test_in", "test_out")
 """The parts that nothing is selected on."""
+
+CROSS = "cross"
+"""Held-out images of a site, scored by the networks of all others, where sites share nothing."""
 
 
 def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
 
 
 def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:
-    """Gives the round and the summary of each part in it.
+    """Gives the round, the summary of each part in it, and, by network, the means of each site, if there are several.
 
     Args:
         scores: Rows of scores.csv.
@@ -60,4 +63,6 @@ def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:
     """
     rows = scores[scores["round"] == number]
     parts = {part: summarise(rows[rows["part"] == part]) for part in ("validation", *TESTS)}
-    return {"round": number, **parts}
+    tested = rows[rows["part"].isin((*TESTS, CROSS)) & (rows["network"] != "")]
+    crossed = {str(network): summarise(own)["sites"] for network, own in tested.groupby("network", sort=True)}
+    return {"round": number, **parts, **({CROSS: crossed} if crossed else {})}
