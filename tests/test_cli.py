@@ -54,17 +54,6 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
 
 
-@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_sleep_while_they_wait(given: dict[str, str], found: str) -> None:
-    code = (
-        "import os, sys, atexit, fedgs.cli as c; "
-        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)); c.main(['--help'])"
-    )
-    env = {name: value for name, value in environment().items() if name != "OMP_WAIT_POLICY"} | given
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
-    assert done.stdout.splitlines()[-1] == f"{found} False"
-
-
 @pytest.mark.parametrize("name", ["train", "index", "evaluate", "report", "demo"])
 def test_every_command_explains_itself(name: str) -> None:
     assert "Usage: fedgs " + name in fedgs(name, "--help").stdout

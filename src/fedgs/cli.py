@@ -69,9 +69,6 @@ class _Commands(click.Group):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors of this package become one message, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Read when torch is loaded. Where something else computes too, threads that wait by spinning make training tenfold
-    # slower; where nothing does, sleeping costs next to nothing (docs/benchmarks.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in given
     try:
         for argument in given:
