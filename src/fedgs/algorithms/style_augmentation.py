@@ -3,7 +3,7 @@
 Sites that keep their style parts (encoder and decoder of a disentangled network) give a copy of them to the server.
 From a given round on, a site is handed those of another site, frozen, and adds to its loss
 
-    content = mean |content(rendered) - content(image)|,  rendered = decoder'(content(image), style'(image)),
+    content = mean of abs(content(rendered) - content(image)),  rendered = decoder'(content(image), style'(image)),
 
 where style' and decoder' are the other site's and `rendered` is held fixed. The other site changes from round to round.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedgs.models.disentangled import DisentangledOutput
     from fedgs.models.feddis import FedDisOutput
 
-__all__ = ["OBJECTIVES", "Objective", "dice_loss_of_batch", "dice_loss_per_image", "objective"]
+__all__ = ["OBJECTIVES", "Kind", "Objective", "dice_loss_of_batch", "dice_loss_per_image", "objective"]
 
 Objective = Callable[[Any, "Batch"], "dict[str, Tensor]"]
 """Takes a network's output and its batch; gives scalar terms by name, at least float32."""
@@ -100,7 +100,7 @@ def _feddis(output: FedDisOutput, batch: Batch) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Kind:
     """What an objective adds up: terms by name, each of them with a weight; not all are for any network."""
 
     terms: tuple[Callable[[Any, Batch], Mapping[str, Tensor]], ...]
@@ -108,13 +108,13 @@ class _Kind:
     for_any: bool = True
 
 
-OBJECTIVES: Mapping[str, _Kind] = {
-    "dice_batch": _Kind((_dice_batch,), {"dice": 1.0}),
-    "dice_per_image": _Kind((_dice_per_image,), {"dice": 1.0}),
-    "dice_batch+ce": _Kind((_dice_batch, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
-    "dice_per_image+ce": _Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
-    "disentangled": _Kind((_disentangled,), {"dice": 10.0, "kl": 0.01, "style": 1.0, "reconstruction": 1.0}, False),
-    "feddis": _Kind((_feddis,), {"dice": 5.0, "reconstruction": 0.2, "likeness": 0.8}, False),
+OBJECTIVES: Mapping[str, Kind] = {
+    "dice_batch": Kind((_dice_batch,), {"dice": 1.0}),
+    "dice_per_image": Kind((_dice_per_image,), {"dice": 1.0}),
+    "dice_batch+ce": Kind((_dice_batch, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
+    "dice_per_image+ce": Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
+    "disentangled": Kind((_disentangled,), {"dice": 10.0, "kl": 0.01, "style": 1.0, "reconstruction": 1.0}, False),
+    "feddis": Kind((_feddis,), {"dice": 5.0, "reconstruction": 0.2, "likeness": 0.8}, False),
 }
 """Objectives by name; the weights of the last two are the published ones."""
 
