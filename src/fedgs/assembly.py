@@ -59,6 +59,8 @@ def resolve(config: RunConfig) -> RunConfig:
         given["data"] = str(Path(config.data.data).resolve())
     if config.data.split not in NAMED_SPLITS:
         given["split"] = str(Path(config.data.split).resolve())
+    if config.model.init_from is not None:
+        given["init_from"] = str(Path(config.model.init_from).resolve())
     if config.training.local_steps is None:
         given["local_epochs"] = config.training.epochs
     return configure(config, **given)

@@ -137,15 +137,16 @@ def _run_settings(command: _F) -> _F:
 
     for _, name, kind, default, description in reversed(list(settings())):
         options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        plain = next((option for option in options if option in (int, float, str)), None)
-        shown = f" [default: {default}]" if plain and default is not None else ""
+        plain = next((option for option in options if option in (bool, int, float, str)), None)
+        shown = f" [default: {default}]" if plain and default is not None and plain is not bool else ""
         flag = f"--{name.replace('_', '-')}"
         if plain is None:
             command = click.option(flag.rstrip("s"), name, multiple=True, metavar="NAME=VALUE", help=description)(
                 command
             )
         else:
-            command = click.option(flag, name, type=plain, default=None, help=description + shown)(command)
+            how: dict[str, Any] = {"is_flag": True} if plain is bool else {"type": plain}
+            command = click.option(flag, name, default=None, help=description + shown, **how)(command)
     return command
 
 
@@ -248,16 +249,23 @@ def _train(config: RunConfig, out: Path, *, resume: bool = False, tensorboard: b
             bar.close()
 
 
+def _small_rule(command: _F) -> _F:
+    """Gives a command the options that say which lesions are small, see `_rule`."""
+    for option in (
+        click.option("--base", type=float, help="Base of the logarithm in the difficulty. [default: by the rule]"),
+        click.option("--small-fraction", help="Largest share of the image that is small, such as 1/150."),
+        click.option("--small-rule", help="components (polyps) or total (liver tumours). [default: components]"),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--adapter", help="Layout of the folder: folder, phantom or polypgen; guessed when left out.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the index.")
 @click.option("--size", type=int, default=256, show_default=True, help="Side of the cached frames in pixels.")
-@click.option("--small-rule", help="components (polyps) or total (liver tumours). [default: components]")
-@click.option(
-    "--small-fraction", help="Largest share of the image that is small, such as 1/150. [default: by the rule]"
-)
-@click.option("--base", type=float, help="Base of the logarithm in the difficulty. [default: by the rule: 100 or 1000]")
+@_small_rule
 def index(
     source: Path,
     adapter: str | None,
@@ -338,6 +346,40 @@ def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device
         found = f"{result['known_cases']} of these images, or near duplicates of them, were trained or selected on."
         click.echo(f"Careful: {found}")
     click.echo(f"The page shows them after: {shlex.join(('fedgs', 'report', str(run)))}")
+
+
+@cli.command("import-checkpoint")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to make.")
+@click.option("--size", type=int, help="Side of its images in pixels. [default: what it is made for, or 512]")
+@click.option("--score-size", default="512", show_default=True, help="Where predictions are scored: 512 or native.")
+@_small_rule
+def import_checkpoint(
+    file: Path,
+    out: Path,
+    size: int | None,
+    score_size: str,
+    small_rule: str | None,
+    small_fraction: str | None,
+    base: float | None,
+) -> None:
+    """Make a run folder of the published checkpoint FILE (.pt, .pth), which 'evaluate' accepts.
+
+    No code in the file is run. What had to be mended in it is told.
+    """
+    from fedgs import published_run
+
+    summary = published_run.import_checkpoint(
+        file,
+        out,
+        size=size,
+        score_size=score_size,
+        small_rule=_rule(small_rule, small_fraction, base),
+        careful=lambda message: click.echo(f"Careful: {message}"),
+    )
+    channels, side = summary["data"]["channels"], summary["size"]
+    click.echo(f"{summary['published']['form']} for images of {side} x {side} pixels and {channels} channel(s)")
+    click.echo(f"Score it with: {shlex.join(('fedgs', 'evaluate', str(out), '--data'))} DIR")
 
 
 @cli.command()

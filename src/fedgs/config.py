@@ -63,6 +63,15 @@ class ModelConfig:
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"description": "Option of the network as NAME=VALUE, such as norm=group."}
     )
+    init_from: str | None = _setting(
+        None, "Run folder, or published checkpoint (.pt, .pth), to start from instead of random weights."
+    )
+    init_partial: bool = _setting(False, "Take from it what fits the network, and list the rest.")
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to take a part of."""
+        if self.init_partial and self.init_from is None:
+            raise ConfigError("init_partial says how to start from another network; name that with --init-from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +255,7 @@ def differences(before: RunConfig, after: RunConfig) -> list[str]:
 def _typed(name: str, kind: Any, value: Any) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     accepted = tuple(option if isinstance(option, type) else dict for option in options)
-    if isinstance(value, bool) or not isinstance(value, (*accepted, int) if float in accepted else accepted):
+    if (isinstance(value, bool) and bool not in accepted) or not isinstance(value, (*accepted, int) if float in accepted else accepted):
         wanted = " or ".join(option.__name__ for option in accepted if option is not types.NoneType)
         raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}")
     if isinstance(value, str) and any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value):

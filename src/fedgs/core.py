@@ -40,6 +40,7 @@ __all__ = [
     "Update",
     "global_of",
     "load",
+    "memory_of",
     "own_in",
     "own_of",
     "parts_of_sites",
@@ -194,6 +195,11 @@ def own_in(memory: Tensors) -> dict[str, Tensor]:
     return {name.removeprefix(_OWN): tensor for name, tensor in memory.items() if name.startswith(_OWN)}
 
 
+def memory_of(own: Tensors) -> dict[str, Tensor]:
+    """Gives what a site keeps of its model, as its memory has it."""
+    return {f"{_OWN}{name}": tensor for name, tensor in own.items()}
+
+
 def load(model: Module, state: Global, own: Tensors = MappingProxyType({})) -> None:
     """Copies the server's state, and what a site keeps, into a live model.
 
@@ -257,7 +263,7 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
     )
     update, memory = rule.finish(update, model, optimizer)
     direction = {name: value for name, value in update.direction.items() if name not in own}
-    kept = {f"{_OWN}{name}": tensor for name, tensor in own_of(model, own).items()}
+    kept = memory_of(own_of(model, own))
     lengths = norms(direction)
     floats = {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
     _require_finite(site, steps, lengths | norms(update.buffers) | norms(floats))

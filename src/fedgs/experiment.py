@@ -30,7 +30,7 @@ from fedgs.assembly import (
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
-from fedgs.core import Site, global_of, own_of
+from fedgs.core import Site, own_of
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
 from fedgs.data.index import Index, Progress, open_data
@@ -38,6 +38,7 @@ from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
 from fedgs.events import Careful, Event, Listener, RunFinished, RunStarted, Scoring, StepTaken
+from fedgs.initial import describe_initial, initial_state
 from fedgs.locks import locked
 from fedgs.metrics.table import summarise
 from fedgs.overlays import Gallery
@@ -151,6 +152,14 @@ class _Trial:
         for part in ("train", "validation", *TESTS):
             require_lesions(part, index.table.iloc[trial.rows(part)])
         return trial
+
+    def start(self) -> tuple[State, list[str]]:
+        """Gives the state before the first round, and what a person should know of it."""
+        notes: list[str] = []
+        state = initial_state(
+            self.config.model, self.model, kept=self.own.keys(), sites=list(self.training_rows()), careful=notes.append
+        )
+        return state, notes
 
     def rows(self, part: str) -> list[int]:
         """Rows of the index that are of a part; the split has the index's order."""
@@ -285,10 +294,13 @@ def _begin(folder: RunFolder, trial: _Trial, emit: Listener) -> State:
         changed = differences(read_config(folder.path / "config.toml"), trial.config)
         how = f"with other settings ({'; '.join(changed)})" if changed else "with the same settings"
         emit(Careful(f"no round was finished, so the run starts over, {how}"))
-    machine = describe_machine(torch.device(trial.config.training.device))
+    state, notes = trial.start()
+    machine = describe_machine(torch.device(trial.config.training.device)) | describe_initial(trial.config.model)
     hashes = {name: trial.index.table[name] for name in ("image_hash", "mask_hash", "near_hash")}
     folder.create(trial.config, machine | describe_cases(trial.index, trial.split), trial.split.assign(**hashes))
-    return State(global_of(trial.model, trial.own))
+    for note in notes:
+        emit(Careful(note))
+    return state
 
 
 def _go_on(folder: RunFolder, trial: _Trial, emit: Listener) -> State:

@@ -288,6 +288,10 @@ class RunFolder:
         append(self.path / "rounds.jsonl", _line(record))
         if record["validation"] is not None:
             self.write_scores()
+        self.keep(state, improved)
+
+    def keep(self, state: State, improved: Sequence[str]) -> None:
+        """Writes the checkpoints that a state improves, and last the one that makes it count."""
         last, previous = self.checkpoint("last"), self.checkpoint("previous")
         best = [self.checkpoint(name) for name in improved]
         if best:  # the same bytes under two or three names are made once

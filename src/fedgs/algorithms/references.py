@@ -30,4 +30,4 @@ def central() -> Algorithm:
     Returns:
         The algorithm, as a value.
     """
-    return Algorithm("central", LocalRule, mean_by("steps"), pools=True)
+    return Algorithm("central", LocalRule, mean_by("steps"), keeps=lambda model: (), pools=True)

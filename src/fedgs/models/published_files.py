@@ -6,7 +6,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,34 @@ from fedgs.errors import CheckpointError, FedgsError
 from fedgs.models.published import FORMS, Form, from_published
 from fedgs.models.utnet import RelativePositionBias
 
-__all__ = ["load_published", "read_state"]
+__all__ = ["Published", "load_published", "read_published", "read_state"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
+class Published(NamedTuple):
+    """A published checkpoint: what it is of, for people, the network, and what that was made with."""
+
+    title: str
+    model: nn.Module
+    sizes: Mapping[str, Any]
+
+
 def load_published(
     source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
 ) -> nn.Module:
+    """Makes the network that a published state dict belongs to, with its weights, see `read_published`.
+
+    Returns:
+        The network in training mode; `to_published` gives its tensors back under the same names.
+    """
+    return read_published(source, careful=careful).model
+
+
+def read_published(
+    source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
+) -> Published:
     """Makes the network that a published state dict belongs to, with its weights.
 
     Which network, with which channels, classes, widths and image size follows from names and shapes. Prefixes and
@@ -35,7 +54,7 @@ def load_published(
         careful: Told what had to be mended.
 
     Returns:
-        The network in training mode; `to_published` gives its tensors back under the same names.
+        The network in training mode, and which of the published it is.
 
     Raises:
         CheckpointError: The file cannot be read without running code, or its content is of no known network or not
@@ -45,7 +64,8 @@ def load_published(
     form, names = _recognised(state)
     shapes = {ours: tuple(state[theirs].shape) for ours, theirs in names.items()}
     try:
-        model = form.network(**form.sizes(shapes))
+        sizes = form.sizes(shapes)
+        model = form.network(**sizes)
     except FedgsError as error:
         raise CheckpointError(f"a checkpoint of {form.title}, but of sizes that it cannot have: {error}") from error
     object.__setattr__(model, "published_form", form.title)
@@ -55,7 +75,7 @@ def load_published(
         if not value.isfinite().all():
             raise CheckpointError(f"a checkpoint of {form.title}: '{names[name]}' is not finite")
     model.load_state_dict(given | _mended(model, given, careful))
-    return model
+    return Published(form.title, model, sizes)
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
