@@ -377,8 +377,9 @@ def import_checkpoint(
         small_rule=_rule(small_rule, small_fraction, base),
         careful=lambda message: click.echo(f"Careful: {message}"),
     )
-    channels, side = summary["data"]["channels"], summary["size"]
-    click.echo(f"{summary['published']['form']} for images of {side} x {side} pixels and {channels} channel(s)")
+    colours = {1: "grey", 3: "colour"}.get(channels := summary["data"]["channels"], f"{channels}-channel")
+    side = summary["size"]
+    click.echo(f"{summary['published']['form']} for {colours} images of {side} x {side} pixels")
     click.echo(f"Score it with: {shlex.join(('fedgs', 'evaluate', str(out), '--data'))} DIR")
 
 

@@ -18,6 +18,7 @@ from fedgs.core import global_of
 from fedgs.data.lesions import SMALL_RULES, SmallRule
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError, ShapeError
+from fedgs.files import write_atomically
 from fedgs.locks import locked
 from fedgs.metrics.table import SCORE_COLUMNS
 from fedgs.models.published_files import Published, read_published
@@ -89,6 +90,7 @@ def import_checkpoint(
     with locked(folder.path):
         machine = describe_machine(torch.device("cpu"))
         folder.create(config, {**machine, "data": checksum, "published": origin}, pd.DataFrame(columns=columns))
+        write_atomically(folder.path / "rounds.jsonl", "")
         folder.keep(State(global_of(model)), ["best"])
         nothing = means_of_round(folder.write_scores(), 0)
         summary = {

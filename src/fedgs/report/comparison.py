@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from fedgs.metrics.table import STRATA
 from fedgs.report.summary import Mean, Overlay, Part, Run
 
-__all__ = ["Difference", "Exhibit", "algorithm_label", "differences", "exhibits", "labels", "unlike_settings"]
+__all__ = ["Difference", "Exhibit", "algorithm_label", "differences", "exhibits", "federated", "labels", "unlike_settings"]
 
-_DISPLAY = {"fedgs": "FedGS", "fedavg": "FedAvg", "fedavg-published": "FedAvg (published)"}
+_DISPLAY = {
+    "fedgs": "FedGS",
+    "fedavg": "FedAvg",
+    "fedavg-published": "FedAvg (published)",
+    "local": "Every hospital alone",
+    "central": "All images pooled",
+    "imported": "Published checkpoint",
+}
+_REFERENCES = {"local", "central"}
 _BASELINES = ("fedavg-published", "fedavg")
 
 
@@ -46,6 +54,11 @@ class Exhibit:
 def algorithm_label(run: Run) -> str:
     """Names a run's algorithm as a reader would."""
     return _DISPLAY.get(run.algorithm, run.algorithm)
+
+
+def federated(runs: Sequence[Run]) -> bool:
+    """Whether hospitals trained one network together in all of the runs, without sharing images."""
+    return not any(run.algorithm in _REFERENCES for run in runs)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

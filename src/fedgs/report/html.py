@@ -91,16 +91,19 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
     named = dict(zip(comparison.labels(runs), runs, strict=True))
+    first = next((run for run in runs if not run.published), runs[0])
     return {
         "runs": named,
-        "first": runs[0],
+        "first": first,
         "joined": _joined([comparison.algorithm_label(run) for run in runs]),
         "unlike": comparison.unlike_settings(runs),
         "seeds": _seeds(runs),
-        "totals": _totals(runs[0]),
-        "small": _rule_in_words(runs[0].small_rule),
+        "totals": _totals(first),
+        "small": _rule_in_words(first.small_rule),
         "parts": _parts(named),
         "hospitals": _hospitals(named),
+        "federated": comparison.federated(runs),
+        "crossed": {label: run.crossed for label, run in named.items() if run.crossed},
         "etas": _etas(named),
         "eta_ranges": _eta_ranges(named),
         "charts": _charts(named),
@@ -108,7 +111,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "provenance": provenance,
         "codes": _CODES,
         "area": _IMAGE_AREA,
-        "credit": _CREDITS.get(runs[0].adapter, ""),
+        "credit": _CREDITS.get(first.adapter, ""),
     }
 
 

@@ -31,11 +31,14 @@ def without_paths(text: str) -> str:
 
 
 def command(run: Run) -> str:
-    """Gives the commands that train such a run, for a shell; folders are named without their place."""
+    """Gives the commands that make such a run, for a shell; folders are named without their place."""
     rule = run.small_rule
     usual = (rule.kind, rule.base) == ("components", 100.0) and abs(rule.fraction * 150 - 1) < 1e-9
-    index: dict[str, Any] = {"adapter": run.adapter, "size": run.size, "small_rule": rule.kind}
-    index |= {"small_fraction": rule.fraction, "base": rule.base, "out": "index"}
+    small: dict[str, Any] = {"small_rule": rule.kind, "small_fraction": rule.fraction, "base": rule.base}
+    if run.published:
+        file, told = shlex.quote(run.published["file"]), {} if usual else small
+        return _lines(f"fedgs import-checkpoint {file}", {"size": run.size, **told, "out": run.name})
+    index: dict[str, Any] = {"adapter": run.adapter, "size": run.size, **small, "out": "index"}
     indexing = "" if usual else _lines(f"fedgs index {shlex.quote(run.source)}", index) + "\n"
     arguments: dict[str, Any] = {
         "data": run.source if usual else "index",

@@ -177,6 +177,7 @@ class Run:
         leaks: What stands in more than one part of the split: known "patients", "duplicates" (images with identical
             copies) and groups of "near_duplicates", where they were counted.
         parts: Scores of the last round by part; parts without images are absent.
+        crossed: Where sites share nothing, scores of test images by site of the network and site of the images.
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
         external: What the external scores are of; None where there are none.
@@ -200,6 +201,7 @@ class Run:
     patients_unknown: int
     leaks: Mapping[str, int]
     parts: Mapping[str, Part]
+    crossed: Mapping[str, Mapping[str, Scores]]
     best: Checkpoint | None
     best_small: Checkpoint | None
     external: External | None
@@ -208,6 +210,12 @@ class Run:
     split: str
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
+
+    @property
+    def published(self) -> Mapping[str, str] | None:
+        """File, checksum and form of a published checkpoint that this is; None for what was trained here."""
+        origin: Mapping[str, str] | None = self.environment.get("published")
+        return origin
 
 
 def read_run(folder: Path) -> Run:
@@ -239,12 +247,13 @@ def read_run(folder: Path) -> Run:
             unseen_site=summary["unseen_site"],
             rounds=int(summary["rounds"]),
             parts=_parts(summary),
+            crossed={network: _part({**summary["test_in"], "sites": sites}).sites for network, sites in summary.get("cross", {}).items()},
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
             external=_external(summary.get("external")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
-            split=_split(folder / "split.csv"),
+            split=_split(folder / "split.csv", trained=summary["rounds"] > 0),
             config=_config(folder / "config.toml"),
             environment=_json(folder / "environment.json"),
             **data,
@@ -374,9 +383,9 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
     return Overlay(row["part"], row["site"], row["case"], int(row["lesion_area"]), float(row["dice"]), *files)
 
 
-def _split(path: Path) -> str:
+def _split(path: Path, *, trained: bool) -> str:
     rows = _parsed(path, lambda: sorted((row["site"], row["case"], row["part"]) for row in _table(path)))
-    if not rows:
+    if trained and not rows:
         raise DataError(f"{path}: tells of no case; restore it from a copy or run again")
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
