@@ -384,6 +384,28 @@ def import_checkpoint(
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Hospitals' images. [default: those of the run]")
+@click.option("--adapter", help="Layout of the folder: folder, phantom or polypgen; guessed when left out.")
+@click.option("--cases", multiple=True, metavar="[SITE/]CASE", help="A case to show; may be given several times.")
+@click.option("--smallest", type=int, default=3, show_default=True, help="Without --cases: how many, by lesion size.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, best_small or last.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; need not be that of the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: RUN/explain, shown in the report too]")
+def explain(run: Path, cases: tuple[str, ...], **given: Any) -> None:
+    """Draw what the network of RUN looks at: maps that explain single cases, their content and style.
+
+    Without --cases it takes those with the smallest lesions, of images that the run was not trained on.
+    """
+    from fedgs import explain as explaining
+
+    console = _console()
+    with _counting(console, "indexing") as on_indexing, _counting(console, "explaining") as on_case:
+        page = explaining.explain(run, cases=cases, **given, on_indexing=on_indexing, on_case=on_case)
+    click.echo(f"Page:   {page}")
+
+
+@cli.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="HTML file. [default: report.html in the run or beside the runs]"

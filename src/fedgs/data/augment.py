@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample
 
 from fedgs.errors import ConfigError
 
-__all__ = ["Augmentation", "Draw", "apply", "draw", "normalise"]
+__all__ = ["Augmentation", "Draw", "apply", "denormalise", "draw", "normalise"]
 
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
@@ -177,6 +177,19 @@ def normalise(images: Tensor) -> Tensor:
     return _normalise(_levels(images), out=torch.empty(images.shape, device=images.device))
 
 
+def denormalise(images: Tensor) -> Tensor:
+    """Undoes `normalise`.
+
+    Args:
+        images: (B, C, H, W), any float type; C = 1 or 3.
+
+    Returns:
+        uint8 of the same shape; what lies beyond black or white becomes that.
+    """
+    mean, deviation = _statistics(images)
+    return ((images * deviation + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _levels(images: Tensor) -> Tensor:
     """Gives levels from 0 to 1, contiguous."""
     if images.dtype == torch.uint8:
@@ -185,12 +198,18 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _normalise(images: Tensor, *, out: Tensor) -> Tensor:
+    mean, deviation = _statistics(images)
+    return torch.sub(images, mean, out=out).div_(deviation)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, (C, 1, 1)."""
     rgb = images.shape[-3] == 3
     mean, deviation = (
         torch.tensor(values, device=images.device)[:, None, None]
         for values in ((RGB_MEAN, RGB_STD) if rgb else (GREY_MEAN, GREY_STD))
     )
-    return torch.sub(images, mean, out=out).div_(deviation)
+    return mean, deviation
 
 
 def _sampled(image: Tensor, grid: Tensor, mode: str) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
-from fedgs.models.outputs import foreground, probabilities, segment
+from fedgs.models.outputs import TakesApart, foreground, probabilities, segment
 from fedgs.models.sizes import check_batch, check_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "OBJECTIVES",
     "Entry",
     "Objective",
+    "TakesApart",
     "build",
     "check_batch",
     "check_size",

@@ -232,6 +232,10 @@ class Disentangled(nn.Module):
         style: Style = self.style_encoder(self._seen_by_style(images, content))
         return style
 
+    def mean_style(self, images: Tensor, content: Tensor) -> Tensor:
+        """Gives the mean of the style of images, (B, 8), which nothing random is in."""
+        return self.style(images, content).mu
+
     def in_style(self, images: Tensor, content: Tensor, *, style_encoder: nn.Module, decoder: nn.Module) -> Tensor:
         """Makes images again with the style encoder and decoder of another site; no gradient flows through."""
         with torch.no_grad():
@@ -241,9 +245,9 @@ class Disentangled(nn.Module):
     def _seen_by_style(self, images: Tensor, content: Tensor) -> Tensor:
         return torch.cat((content, images), 1) if self._style_sees_content else images
 
-    def render(self, content: Tensor, z: Tensor) -> Tensor:
+    def render(self, content: Tensor, style: Tensor) -> Tensor:
         """Makes images, (B, C, H, W), in (-1, 1), of some content in some style."""
-        images: Tensor = self.decoder(content, z)
+        images: Tensor = self.decoder(content, style)
         return images
 
     def segment(self, images: Tensor) -> Tensor:

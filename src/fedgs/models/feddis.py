@@ -158,6 +158,21 @@ class FedDis(nn.Module):
         segmentation: Tensor = self.segmentation_decoder(self.shape_encoder(images))
         return segmentation
 
+    def content(self, images: Tensor) -> Tensor:
+        """Gives the code of the shape of images, (B, 4 * base_channels, H / 8, W / 8)."""
+        shape: Tensor = self.shape_encoder(images)
+        return shape
+
+    def mean_style(self, images: Tensor, content: Tensor) -> Tensor:
+        """Gives the code of the appearance of images, (B, base_channels, H / 8, W / 8); of the shape it needs nothing."""
+        appearance: Tensor = self.appearance_encoder(images)
+        return appearance
+
+    def render(self, content: Tensor, style: Tensor) -> Tensor:
+        """Makes images, (B, C, H, W), in (-1, 1), of the codes of shape and appearance."""
+        both = torch.cat((self.shape_decoder(content), self.appearance_decoder(style)), dim=1)
+        return torch.tanh(self.merger(both))
+
     def forward(self, images: Tensor) -> FedDisOutput:
         """Takes images, (B, C, H, W), apart and makes them again.
 
@@ -165,8 +180,8 @@ class FedDis(nn.Module):
             ShapeError: The network cannot take H x W.
         """
         check_size(self, *images.shape[-2:])
-        shape, appearance = self.shape_encoder(images), self.appearance_encoder(images)
-        both = torch.cat((self.shape_decoder(shape), self.appearance_decoder(appearance)), dim=1)
-        reconstruction = torch.tanh(self.merger(both))
+        shape = self.content(images)
+        appearance = self.mean_style(images, shape)
+        reconstruction = self.render(shape, appearance)
         segmentation = self.segmentation_decoder(shape)
         return FedDisOutput(segmentation, reconstruction, shape, appearance, None, self.projector(shape))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Segments", "foreground", "in_full_precision", "log_probabilities", "probabilities", "segment"]
+__all__ = ["Segments", "TakesApart", "foreground", "in_full_precision", "log_probabilities", "probabilities", "segment"]
 
 
 @runtime_checkable
@@ -20,6 +20,23 @@ class Segments(Protocol):
 
     def segment(self, images: Tensor) -> Tensor:
         """Maps images (B, C, H, W) to probabilities (B, classes, H, W)."""
+        ...
+
+
+@runtime_checkable
+class TakesApart(Protocol):
+    """A network that takes images apart into content and style, and makes them again from the two."""
+
+    def content(self, images: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) to where things are, (B, channels, h, w)."""
+        ...
+
+    def mean_style(self, images: Tensor, content: Tensor) -> Tensor:
+        """Maps images and their content to what they look like; nothing random is in it."""
+        ...
+
+    def render(self, content: Tensor, style: Tensor) -> Tensor:
+        """Makes images (B, C, H, W) in (-1, 1) again."""
         ...
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedgs.errors import ConfigError, MissingExtraError
+from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import write_atomically
 from fedgs.report import comparison, provenance
-from fedgs.report.summary import External, Mean, Part, Run, Scores, SmallRule, read_run
+from fedgs.report.summary import External, Mean, Part, Run, Scores, SmallRule, read_figures, read_run
 
-__all__ = ["write_report"]
+__all__ = ["write_explanation", "write_report"]
 
 _HEADINGS = {
     "test_out": "Unseen hospital",
@@ -77,6 +78,35 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     loaded = [read_run(folder) for folder in runs]
     if not out.parent.is_dir() or out.is_dir():
         raise ConfigError(f"{out}: cannot be written, expected a file in a folder that exists; choose another place")
+    _write(out, "page.html.j2", _content(loaded))
+    return out
+
+
+def write_explanation(run: Path, place: Path) -> Path:
+    """Writes the page about what a run's network looks at.
+
+    Args:
+        run: Folder of the run.
+        place: Folder with the figures and their list; the page goes there, too.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: The folder holds no figures.
+    """
+    loaded, explained = read_run(run), read_figures(place)
+    if explained is None:
+        raise DataError(f"{place}: holds no figures; make them with: fedgs explain {run}")
+    label = f"{comparison.algorithm_label(loaded)}, {loaded.model}"
+    content = {"label": label, "run": loaded, "explained": {label: explained}, "picture": _png_uri, "area": _IMAGE_AREA}
+    _write(place / "index.html", "explain.html.j2", content | {"credit": _CREDITS.get(loaded.adapter, "")})
+    return place / "index.html"
+
+
+def _write(out: Path, template: str, content: Mapping[str, Any]) -> None:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -85,8 +115,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": _score, "signed": _signed, "points": _points, "thousands": _thousands}
-    write_atomically(out, environment.get_template("page.html.j2").render(_content(loaded)).lstrip())
-    return out
+    write_atomically(out, environment.get_template(template).render(content).lstrip())
 
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
@@ -108,6 +137,8 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "eta_ranges": _eta_ranges(named),
         "charts": _charts(named),
         "exhibits": _exhibits(runs),
+        "explained": {label: run.explained for label, run in named.items() if run.explained},
+        "picture": _png_uri,
         "provenance": provenance,
         "codes": _CODES,
         "area": _IMAGE_AREA,
@@ -217,6 +248,11 @@ def _exhibits(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {"rank": each.rank, "overlays": each.overlays, "picture": picture_of_case(each.overlays)}
         for each in comparison.exhibits(runs)
     ]
+
+
+def _png_uri(path: Path) -> str:
+    """Gives a PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -167,6 +167,33 @@ class External:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture that `fedgs explain` made.
+
+    Attributes:
+        kind: ``look``, ``content`` or ``styles``.
+        title: What is seen.
+        path: PNG.
+        about: What was written beside it.
+    """
+
+    kind: str
+    title: str
+    path: Path
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What `fedgs explain` made: the pictures and the checkpoint and data that they are of."""
+
+    checkpoint: str
+    round: int
+    source: str
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A finished run, as its folder tells it.
 
@@ -181,6 +208,7 @@ class Run:
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
         external: What the external scores are of; None where there are none.
+        explained: Figures of what the network looks at; None where there are none.
         split: Checksum of the split; equal for equal splits.
         config: The resolved settings, nested as in config.toml.
         environment: Versions and machine, as in environment.json.
@@ -207,6 +235,7 @@ class Run:
     external: External | None
     history: Sequence[Round]
     overlays: Sequence[Overlay]
+    explained: Figures | None
     split: str
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -253,6 +282,7 @@ def read_run(folder: Path) -> Run:
             external=_external(summary.get("external")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
+            explained=read_figures(folder / "explain"),
             split=_split(folder / "split.csv", trained=summary["rounds"] > 0),
             config=_config(folder / "config.toml"),
             environment=_json(folder / "environment.json"),
@@ -381,6 +411,35 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
     if missing or Path(name).name != name:
         raise ValueError(f"case {row['case']!r} lacks {', '.join(missing) or 'a plain file name'}")
     return Overlay(row["part"], row["site"], row["case"], int(row["lesion_area"]), float(row["dice"]), *files)
+
+
+def read_figures(folder: Path) -> Figures | None:
+    """Reads what `fedgs explain` made in a folder; None where it made nothing.
+
+    Raises:
+        DataError: A picture is missing, or the list cannot be understood.
+        CheckpointError: The list was altered.
+    """
+    path = folder / "figures.json"
+    if not path.is_file():
+        return None
+    content = _json(path)
+    return _parsed(
+        path,
+        lambda: Figures(
+            str(content["checkpoint"]),
+            int(content["round"]),
+            str(content["source"]),
+            [_figure(folder, about) for about in content["figures"]],
+        ),
+    )
+
+
+def _figure(folder: Path, about: Mapping[str, Any]) -> Figure:
+    file = folder / str(about["file"])
+    if file.parent != folder or not file.is_file():
+        raise ValueError(f"the picture {file.name} is missing")
+    return Figure(str(about["kind"]), str(about["title"]), file, about)
 
 
 def _split(path: Path, *, trained: bool) -> str:

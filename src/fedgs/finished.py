@@ -1,0 +1,99 @@
+"""A finished run as those see it who use its network: with the data that it knows, and the checkpoint that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from torch.nn import Module
+
+from fedgs.assembly import build_network
+from fedgs.config import RunConfig
+from fedgs.data.index import Index, Progress, open_data
+from fedgs.data.lesions import SmallRule
+from fedgs.engine import State
+from fedgs.errors import CheckpointError, DataError, understood
+from fedgs.run_folder import RunFolder
+
+__all__ = ["Finished", "read_finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run and one of its checkpoints.
+
+    Attributes:
+        folder: Where it is.
+        config: Its settings.
+        state: What the checkpoint holds.
+        small_rule: Which lesions are small.
+        channels: Channels of the images, which the network takes.
+        cases: Those that it was trained or selected on, with the hashes of their images.
+        known_cases: By the round that was scored, how many of each external site's images are among them.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    state: State
+    small_rule: SmallRule
+    channels: int
+    cases: pd.DataFrame
+    known_cases: Mapping[int, Mapping[str, int]]
+
+    def network(self) -> Module:
+        """Builds the run's network, whose weights are still to be loaded from `state`."""
+        return build_network(self.config, self.channels)
+
+    def open_data(self, data: Path, adapter: str | None, on_indexing: Progress | None) -> Index:
+        """Opens data with the rule and the colours that the run was trained with.
+
+        Raises:
+            DataError: The data are missing or broken, or have colours that the network does not take.
+        """
+        size, rule = self.config.data.size, self.small_rule
+        index = open_data(data, adapter=adapter, size=size, small_rule=rule, on_progress=on_indexing)
+        if index.channels < self.channels:
+            return index.in_colour()
+        if index.channels > self.channels:
+            raise DataError(
+                f"{data}: holds colour images, the run's network takes grey ones; convert the images to grey first"
+            )
+        return index
+
+
+def read_finished(folder: RunFolder, config: RunConfig, checkpoint: str) -> Finished:
+    """Reads a finished run.
+
+    Args:
+        folder: Its folder.
+        config: Its settings, on the device that is wanted.
+        checkpoint: ``"best"``, ``"best_small"`` or ``"last"``.
+
+    Raises:
+        ConfigError: No run, or an unfinished one.
+        CheckpointError: The run was altered, or the checkpoint is missing, damaged or of another round than the
+            summary tells; no other is taken instead.
+    """
+    summary = folder.summary()
+    folder.require_unaltered()
+    split, state = folder.split(), folder.load(checkpoint)
+    with understood(folder.path / "summary.json"):
+        told = summary["round"] if checkpoint == "last" else summary[checkpoint]["round"]
+        external = summary.get("external")
+        finished = Finished(
+            folder=folder,
+            config=config,
+            state=state,
+            small_rule=SmallRule(**summary["data"]["small_rule"]),
+            channels=int(summary["data"]["channels"]),
+            cases=split.loc[split["part"].isin(("train", "validation")), ["image_hash", "near_hash"]],
+            known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
+        )
+    if told != state.server.round:
+        raise CheckpointError(
+            f"{folder.checkpoint(checkpoint)}: is of round {state.server.round}, the run's is of round {told}; "
+            "restore it from a copy"
+        )
+    return finished
