@@ -6,6 +6,7 @@ that says what they look like. The segmentation is made from the content alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgs.errors import ShapeError
+from fedgs.models.recompute import run_stage
 from fedgs.models.sizes import check_batch, check_size
 
 __all__ = [
@@ -198,6 +200,7 @@ class Disentangled(nn.Module):
         num_classes: Background included.
         image_size: (height, width), in pixels; the style encoder takes no other.
         style_sees_content: Whether the style encoder is given the content along with the image.
+        recompute: Compute the segmentor again in the backward pass rather than keep its activations.
     """
 
     site_parts = ("style_encoder", "decoder")
@@ -214,8 +217,10 @@ class Disentangled(nn.Module):
         num_classes: int,
         image_size: tuple[int, int],
         style_sees_content: bool,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self._run = partial(run_stage, recompute=recompute)
         check_size(content_encoder, *image_size)
         self.image_size, self._style_sees_content = image_size, style_sees_content
         self.content_encoder = content_encoder
@@ -274,7 +279,7 @@ class Disentangled(nn.Module):
         if self.training:
             check_batch(self, len(images))
         content = self.content(images)
-        segmentation = self.segmentor(content)
+        segmentation = self._run(self.segmentor, content)
         style = self.style(images, content)
         reconstruction = self.render(content, style.z)
         again = self._style_again(reconstruction) if self.training else None

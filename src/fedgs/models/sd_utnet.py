@@ -19,6 +19,7 @@ class SDUTNet(Disentangled):
         image_size: (height, width) of the images, in pixels; the style encoder takes no other.
         base_channels: Width of UTNet's first level.
         reduce_size: As for `UTNet`.
+        recompute: As for `UTNet`; also for the segmentor.
 
     Raises:
         ConfigError: `base_channels` or `reduce_size` is below 1.
@@ -35,12 +36,19 @@ class SDUTNet(Disentangled):
         image_size: tuple[int, int],
         base_channels: int = 32,
         reduce_size: int = 8,
+        recompute: bool = False,
     ) -> None:
         encoder = UTNet(
-            in_channels=in_channels, num_classes=CONTENT_CHANNELS, base_channels=base_channels, reduce_size=reduce_size
+            in_channels=in_channels,
+            num_classes=CONTENT_CHANNELS,
+            base_channels=base_channels,
+            reduce_size=reduce_size,
+            recompute=recompute,
         )
         sizes = {"in_channels": in_channels, "num_classes": num_classes}
-        super().__init__(encoder, **sizes, image_size=image_size, style_sees_content=False)
+        super().__init__(
+            encoder, **sizes, image_size=image_size, style_sees_content=False, recompute=recompute
+        )
 
 
 class SDUTNetServer(ContentNetwork):

@@ -16,6 +16,7 @@ class SDNet(Disentangled):
         num_classes: Background included.
         image_size: (height, width) of the images, in pixels, at least 16; the style encoder takes no other.
         base_channels: Width of the U-Net's first level.
+        recompute: As for `SDNetUNet`; also for the segmentor.
 
     Raises:
         ConfigError: `base_channels` is below 1.
@@ -26,8 +27,16 @@ class SDNet(Disentangled):
     """
 
     def __init__(
-        self, *, in_channels: int, num_classes: int = 2, image_size: tuple[int, int], base_channels: int = 64
+        self,
+        *,
+        in_channels: int,
+        num_classes: int = 2,
+        image_size: tuple[int, int],
+        base_channels: int = 64,
+        recompute: bool = False,
     ) -> None:
-        encoder = SDNetUNet(in_channels=in_channels, num_classes=CONTENT_CHANNELS, base_channels=base_channels)
+        encoder = SDNetUNet(
+            in_channels=in_channels, num_classes=CONTENT_CHANNELS, base_channels=base_channels, recompute=recompute
+        )
         sizes = {"in_channels": in_channels, "num_classes": num_classes}
-        super().__init__(encoder, **sizes, image_size=image_size, style_sees_content=True)
+        super().__init__(encoder, **sizes, image_size=image_size, style_sees_content=True, recompute=recompute)

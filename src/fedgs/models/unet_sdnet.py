@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgs.errors import ConfigError
+from fedgs.models.recompute import run_stage
 from fedgs.models.sizes import check_size
 
 __all__ = ["SDNetUNet"]
@@ -50,6 +53,7 @@ class SDNetUNet(nn.Module):
         in_channels: Of the images, for instance 3 for RGB.
         num_classes: Background included.
         base_channels: Width of the first level; it doubles four times.
+        recompute: Compute every level again in the backward pass rather than keep its activations.
 
     Raises:
         ConfigError: `base_channels` is below 1.
@@ -61,11 +65,14 @@ class SDNetUNet(nn.Module):
     size_multiple = 1
     minimal_size = 16
 
-    def __init__(self, *, in_channels: int, num_classes: int = 2, base_channels: int = 64) -> None:
+    def __init__(
+        self, *, in_channels: int, num_classes: int = 2, base_channels: int = 64, recompute: bool = False
+    ) -> None:
         super().__init__()
         if base_channels < 1:
             raise ConfigError(f"unet_sdnet: expected base_channels of at least 1, got {base_channels}")
         b = base_channels
+        self._run = partial(run_stage, recompute=recompute)
         self.down1, self.down2 = _double(in_channels, b), _double(b, 2 * b)
         self.down3, self.down4 = _double(2 * b, 4 * b), _double(4 * b, 8 * b)
         self.bottleneck = Bottleneck(8 * b, 16 * b)
@@ -88,10 +95,10 @@ class SDNetUNet(nn.Module):
             ShapeError: H or W is below 16 pixels.
         """
         check_size(self, *images.shape[-2:])
-        full = self.down1(images)
-        half = self.down2(functional.max_pool2d(full, 2))
-        quarter = self.down3(functional.max_pool2d(half, 2))
-        eighth = self.down4(functional.max_pool2d(quarter, 2))
+        full = self._run(self.down1, images)
+        half = self._run(self.down2, functional.max_pool2d(full, 2))
+        quarter = self._run(self.down3, functional.max_pool2d(half, 2))
+        eighth = self._run(self.down4, functional.max_pool2d(quarter, 2))
         features = self.bottleneck(functional.max_pool2d(eighth, 2))
         for project, merge, skip in (
             (self.project1, self.merge1, eighth),
@@ -100,6 +107,6 @@ class SDNetUNet(nn.Module):
             (self.project4, self.merge4, full),
         ):
             upsampled = project(functional.interpolate(features, size=skip.shape[-2:], mode="nearest"))
-            features = merge(torch.cat((upsampled, skip), dim=1))
+            features = self._run(merge, torch.cat((upsampled, skip), dim=1))
         logits: Tensor = self.head(features)
         return logits

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgs.errors import ConfigError
+from fedgs.models.recompute import run_stage
 from fedgs.models.sizes import check_size
 
 __all__ = [
@@ -238,6 +241,7 @@ class UTNet(nn.Module):
         num_classes: Background included.
         base_channels: Width of the first level; it doubles four times.
         reduce_size: Cells per side of the grid that keys and values are resized to.
+        recompute: Compute every level again in the backward pass rather than keep its activations.
 
     Raises:
         ConfigError: `base_channels` or `reduce_size` is below 1.
@@ -246,7 +250,13 @@ class UTNet(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, num_classes: int = 2, base_channels: int = 32, reduce_size: int = 8
+        self,
+        *,
+        in_channels: int,
+        num_classes: int = 2,
+        base_channels: int = 32,
+        reduce_size: int = 8,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if base_channels < 1 or reduce_size < 1:
@@ -255,6 +265,7 @@ class UTNet(nn.Module):
             )
         b, grid = base_channels, reduce_size
         self.size_multiple = self.minimal_size = 16 * grid
+        self._run = partial(run_stage, recompute=recompute)
         self.stem = nn.Sequential(ResidualBlock(in_channels, b), ResidualBlock(b, b))
         self.down1 = nn.Sequential(nn.MaxPool2d(2), ResidualBlock(b, 2 * b), ResidualBlock(2 * b, 2 * b))
         self.down2 = _attention_down(2 * b, 4 * b, depth=1, heads=2, grid=grid)
@@ -279,11 +290,12 @@ class UTNet(nn.Module):
             ShapeError: The network cannot take H x W.
         """
         check_size(self, *images.shape[-2:])
-        full = self.stem(images)
-        half = self.down1(full)
-        quarter = self.down2(half)
-        eighth = self.down3(quarter)
-        features = self.up1(self.down4(eighth), eighth)
-        features = self.up4(self.up3(self.up2(features, quarter), half), full)
+        full = self._run(self.stem, images)
+        half = self._run(self.down1, full)
+        quarter = self._run(self.down2, half)
+        eighth = self._run(self.down3, quarter)
+        features = self._run(self.up1, self._run(self.down4, eighth), eighth)
+        features = self._run(self.up3, self._run(self.up2, features, quarter), half)
+        features = self._run(self.up4, features, full)
         logits: Tensor = self.head(features)
         return logits
