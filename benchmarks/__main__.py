@@ -27,6 +27,7 @@ BENCHMARKS = (
     "aggregation",
     "sample",
     "training_step",
+    "inference",
     "engine_round",
     "many_sites",
 )
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"which ones; all when left out: {', '.join(BENCHMARKS)}"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller images, under three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller images, a few minutes")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; as it chooses when left out")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/benchmarks.json"), help="JSON file (default: %(default)s)"

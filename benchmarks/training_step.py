@@ -1,4 +1,4 @@
-"""A UTNet training step at 256 px and batch 4 against the plain network with the plain optimizer."""
+"""Training steps at 256 px and batch 4 against the plain network with the plain optimizer: time and memory."""
 
 from __future__ import annotations
 
@@ -6,30 +6,50 @@ import contextlib
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from benchmarks.measure import Row, against, paired
+from benchmarks.measure import Row, against, paired, peak_memory
 from benchmarks.plain.optimizer import AccumulatingAdamW
-from benchmarks.plain.utnet import utnet
+from benchmarks.plain.utnet import plainly
 from fedgs import models
 from fedgs.data.case import Batch
-from fedgs.models.utnet import UTNet
 from fedgs.scaled_update import ScaledUpdate
 
 
 def run(*, quick: bool) -> list[Row]:
     """Measures forward, loss, backward and the counted optimizer step; quick at 128 px."""
     size = 128 if quick else 256
+    return [row for name in ("utnet", "sd_utnet") for row in _rows(name, size, quick=quick)]
+
+
+def _rows(name: str, size: int, *, quick: bool) -> list[Row]:
     draw = torch.Generator().manual_seed(0)
     images, masks = torch.randn(4, 3, size, size, generator=draw), torch.zeros(4, size, size, dtype=torch.bool)
     masks[:, : size // 4, : size // 4] = True
     batch = Batch(images, masks, torch.ones(4, dtype=torch.bool))
-    ways = {"plain": _plain(batch), "fp32": _ours(batch, None)}
-    if has_fast_bf16():
-        ways["bf16"] = _ours(batch, torch.bfloat16)
-    found = paired(ways, repeats=3 if quick else 7, warmup=1)
-    rows = [against(f"UTNet training step {size} px, fp32", found["fp32"], found["plain"], at_most=1 / 1.3)]
-    if "bf16" in found:
-        rows.append(against("the same in bf16", found["bf16"], found["plain"], at_most=1 / 2.5))
+
+    def build(*, recompute: bool = False) -> nn.Module:
+        return models.build(name, in_channels=3, image_size=size, recompute=recompute)
+
+    bf16 = torch.bfloat16 if has_fast_bf16() else None
+    ways: dict[str, Callable[[], Callable[[], None]]] = {
+        "plain": lambda: _plain(plainly(build()), batch, name),
+        "fp32": lambda: _ours(build(), batch, name, None),
+        **({"bf16": lambda: _ours(build(), batch, name, bf16)} if bf16 else {}),
+        "fp32, recompute": lambda: _ours(build(recompute=True), batch, name, None),
+    }
+    memory = {way: _peak(make) for way, make in ways.items()}
+    found = paired({way: make() for way, make in ways.items()}, repeats=3 if quick else 5, warmup=1)
+    goals = {"fp32": (1 / 1.4, 1 / 1.5), "bf16": (1 / 3, 1 / 1.5)}
+    rows = []
+    for way in list(ways)[1:]:
+        what = f"{name} training step {size} px, {way}"
+        if way in goals:
+            rows.append(against(what, found[way], found["plain"], at_most=goals[way][0]))
+            rows.append(against("memory of that", memory[way], memory["plain"], at_most=goals[way][1], unit="MiB"))
+        else:
+            rows.append(Row(what, found[way], found["plain"], "ms"))
+            rows.append(Row("memory of that", memory[way], memory["plain"], "MiB"))
     return rows
 
 
@@ -38,33 +58,41 @@ def has_fast_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _plain(batch: Batch) -> Callable[[], None]:
-    model = utnet()
-    optimizer = AccumulatingAdamW(list(model.parameters()))
+def _peak(make: Callable[[], Callable[[], None]]) -> float:
+    """Memory of network, optimizer and a second step, when all state is there."""
+    with peak_memory() as peak:
+        step = make()
+        step()
+        step()
+        return peak()
+
+
+def _plain(model: nn.Module, batch: Batch, name: str) -> Callable[[], None]:
+    optimizer, objective = AccumulatingAdamW(list(model.parameters())), _objective(name)
 
     def step() -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        foreground = torch.softmax(model(batch.images), dim=1)[:, 1].flatten()
-        truth = batch.masks.flatten().float()
-        overlap = (foreground * truth).sum()
-        loss = 1 - (2 * overlap + 0.1) / (foreground.sum() + truth.sum() + 0.1)
-        loss.backward()
+        torch.stack(list(objective(model(batch.images), batch).values())).sum().backward()
         optimizer.step(1.5)
 
     return step
 
 
-def _ours(batch: Batch, autocast: torch.dtype | None) -> Callable[[], None]:
-    model = UTNet(in_channels=3).to(memory_format=torch.channels_last)
+def _ours(model: nn.Module, batch: Batch, name: str, autocast: torch.dtype | None) -> Callable[[], None]:
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    scaled, objective = ScaledUpdate(model, optimizer), models.objective("dice_batch")
+    scaled, objective = ScaledUpdate(model, optimizer), _objective(name)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
             terms = objective(model(batch.images), batch)
-        sum(terms.values()).backward()
+        torch.stack(list(terms.values())).sum().backward()
         scaled.step(1.5)
 
     return step
+
+
+def _objective(name: str) -> models.Objective:
+    return models.objective(models.entry(name)[0].objective)

@@ -14,13 +14,11 @@ from fedgs.models.utnet import (
     RelativePositionBias,
     ResidualBlock,
     SelfAttention,
-    UTNet,
 )
 
 
-def utnet() -> UTNet:
-    """Gives a network of UTNet's parameters whose forward pass is written the plain way."""
-    model = UTNet(in_channels=3)
+def plainly(model: nn.Module) -> nn.Module:
+    """Gives a network whose UTNet, or what it has of it, runs the plain way; parameters stay as they are."""
     plain: dict[type[nn.Module], type[nn.Module]] = {
         SelfAttention: _SelfAttention,
         CrossAttention: _CrossAttention,

@@ -123,7 +123,7 @@ def layer_of(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
             seen.append((output.shape[-2], name, module))
 
     watches = [
-        module.register_forward_hook(lambda module, given, output, name=name: look(name, module, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda module, given, output, name=name: look(name, module, output))
         for name, module in model.named_modules()
         if name
     ]

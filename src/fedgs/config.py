@@ -255,7 +255,9 @@ def differences(before: RunConfig, after: RunConfig) -> list[str]:
 def _typed(name: str, kind: Any, value: Any) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     accepted = tuple(option if isinstance(option, type) else dict for option in options)
-    if (isinstance(value, bool) and bool not in accepted) or not isinstance(value, (*accepted, int) if float in accepted else accepted):
+    if (isinstance(value, bool) and bool not in accepted) or not isinstance(
+        value, (*accepted, int) if float in accepted else accepted
+    ):
         wanted = " or ".join(option.__name__ for option in accepted if option is not types.NoneType)
         raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}")
     if isinstance(value, str) and any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value):

@@ -147,8 +147,8 @@ def _smallest(table: pd.DataFrame, trained_on: pd.DataFrame, count: int) -> list
     if lesions.empty:
         sites = ", ".join(table["site"].unique())
         raise DataError(
-            f"none of the {len(table)} images ({sites}) shows a lesion, so there is none to explain; give other data, or "
-            "name cases with --cases"
+            f"none of the {len(table)} images ({sites}) shows a lesion, so there is none to explain; give other "
+            "data, or name cases with --cases"
         )
     unknown = lesions[~shown_among(lesions, trained_on)]
     chosen = (lesions if unknown.empty else unknown).sort_values(["lesion_area", "site", "case"])
@@ -237,7 +237,10 @@ class _Explainer:
     def _one_per_site(self, rows: Sequence[int]) -> Mapping[str, int]:
         table = self.index.table.reset_index(drop=True)
         lesions = table[table["lesion_area"] > 0].sort_values(["lesion_area", "case"])
-        order = [*rows, *(int(row) for row in lesions.index if not shown_among(self._one(int(row)), self.finished.cases)[0])]
+        order = [
+            *rows,
+            *(int(row) for row in lesions.index if not shown_among(self._one(int(row)), self.finished.cases)[0]),
+        ]
         chosen: dict[str, int] = {}
         for row in [*order, *(int(row) for row in lesions.index)]:
             chosen.setdefault(str(table["site"].iloc[row]), row)
@@ -280,7 +283,11 @@ def _region_in_words(prediction: Prediction) -> str:
 def _at(mask: npt.NDArray[np.bool_], image: Tensor) -> Tensor:
     """A mask on the grid of an image; a pixel is set where any pixel that it covers is, so no lesion vanishes."""
     values = torch.from_numpy(mask)[None, None].float()
-    small = interpolate(values, image.shape[-2:], mode="area") if mask.shape[0] >= image.shape[-2] else interpolate(values, image.shape[-2:])
+    small = (
+        interpolate(values, image.shape[-2:], mode="area")
+        if mask.shape[0] >= image.shape[-2]
+        else interpolate(values, image.shape[-2:])
+    )
     return (small[0, 0] > 0).to(image.device)
 
 

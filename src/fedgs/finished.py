@@ -1,4 +1,4 @@
-"""A finished run as those see it who use its network: with the data that it knows, and the checkpoint that is wanted."""
+"""A finished run as those see it who use its network: one of its checkpoints, and the data that it knows."""
 
 from __future__ import annotations
 

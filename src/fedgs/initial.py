@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,7 @@ def _fitting(like: Tensors, given: Tensors) -> tuple[Tensors, list[str]]:
         "lacks": [name for name in like if name not in given],
         "has unknown": [name for name in given if name not in like],
         "has in another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(like[name].shape)}"
-            for name in common
-            if name not in fitting
+            f"{name} {tuple(given[name].shape)} for {tuple(like[name].shape)}" for name in common if name not in fitting
         ],
     }
     return fitting, [f"{what} {_some(names)}" for what, names in others.items() if names]

@@ -20,7 +20,6 @@ from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError, ShapeError
 from fedgs.files import write_atomically
 from fedgs.locks import locked
-from fedgs.metrics.table import SCORE_COLUMNS
 from fedgs.models.published_files import Published, read_published
 from fedgs.run_folder import RunFolder, describe_machine
 from fedgs.summary import means_of_round
@@ -111,5 +110,7 @@ def import_checkpoint(
 def _name_of(published: Published) -> str:
     kind = type(published.model)
     return next(
-        name for name, entry in models.MODELS.items() if (entry.module, entry.class_name) == (kind.__module__, kind.__name__)
+        name
+        for name, entry in models.MODELS.items()
+        if (entry.module, entry.class_name) == (kind.__module__, kind.__name__)
     )

@@ -164,7 +164,7 @@ class FedDis(nn.Module):
         return shape
 
     def mean_style(self, images: Tensor, content: Tensor) -> Tensor:
-        """Gives the code of the appearance of images, (B, base_channels, H / 8, W / 8); of the shape it needs nothing."""
+        """Gives the code of the appearance of images, (B, base_channels, H / 8, W / 8), whatever their shape."""
         appearance: Tensor = self.appearance_encoder(images)
         return appearance
 

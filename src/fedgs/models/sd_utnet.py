@@ -46,9 +46,7 @@ class SDUTNet(Disentangled):
             recompute=recompute,
         )
         sizes = {"in_channels": in_channels, "num_classes": num_classes}
-        super().__init__(
-            encoder, **sizes, image_size=image_size, style_sees_content=False, recompute=recompute
-        )
+        super().__init__(encoder, **sizes, image_size=image_size, style_sees_content=False, recompute=recompute)
 
 
 class SDUTNetServer(ContentNetwork):

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from fedgs.metrics.table import STRATA
 from fedgs.report.summary import Mean, Overlay, Part, Run
 
-__all__ = ["Difference", "Exhibit", "algorithm_label", "differences", "exhibits", "federated", "labels", "unlike_settings"]
+__all__ = [
+    "Difference",
+    "Exhibit",
+    "algorithm_label",
+    "differences",
+    "exhibits",
+    "federated",
+    "labels",
+    "unlike_settings",
+]
 
 _DISPLAY = {
     "fedgs": "FedGS",

@@ -21,7 +21,13 @@ __all__ = ["CaseView", "content_figure", "look_figure", "style_figure"]
 _PANEL, _GAP = 2.1, 0.08
 _TRUTH, _PREDICTION = "#ffffff", "#19d3f5"
 _MAP, _CONTENT = "RdBu_r", "BrBG"
-_STYLE = {"font.family": ["sans-serif"], "font.size": 9.0, "axes.titlesize": 9.0, "figure.titlesize": 10.0, "figure.titleweight": "bold"}
+_STYLE = {
+    "font.family": ["sans-serif"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "figure.titlesize": 10.0,
+    "figure.titleweight": "bold",
+}
 _MOST_CHANNELS = 8
 
 Picture = npt.NDArray[np.uint8]
@@ -80,8 +86,10 @@ def look_figure(view: CaseView) -> bytes:
             _outline(panel, view.truth, view.image.shape, "#000000", "-")
         scale = sheet.scale_below(coarse, fine, Normalize(-1, 1), _MAP)
         scale.set_ticks([-1, 0, 1], labels=["speaks against\nthe lesion", "0", "speaks for\nthe lesion"])
-        lines = (("expert", _TRUTH, "-"), ("network", _PREDICTION, "--"))
-        handles = [Line2D([], [], color=colour, linestyle=line, label=name) for name, colour, line in lines]
+        handles = [
+            Line2D([], [], color=_TRUTH, label="expert"),
+            Line2D([], [], color=_PREDICTION, linestyle="--", label="network"),
+        ]
         outlines.legend(
             handles=handles,
             loc="upper center",

@@ -71,7 +71,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     if len({folder.resolve() for folder in runs}) < len(runs):
         raise ConfigError("a report got the same run folder twice; name every run once")
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("report", "the report page") from error

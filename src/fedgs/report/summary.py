@@ -276,7 +276,10 @@ def read_run(folder: Path) -> Run:
             unseen_site=summary["unseen_site"],
             rounds=int(summary["rounds"]),
             parts=_parts(summary),
-            crossed={network: _part({**summary["test_in"], "sites": sites}).sites for network, sites in summary.get("cross", {}).items()},
+            crossed={
+                network: _part({**summary["test_in"], "sites": sites}).sites
+                for network, sites in summary.get("cross", {}).items()
+            },
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
             external=_external(summary.get("external")),
