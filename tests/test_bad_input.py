@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from torch.nn import Module
 
 from bad_files import (
@@ -44,6 +47,7 @@ from bad_places import (
     start,
     wait_for,
 )
+from fedgs import models
 from fedgs.core import LocalRule, global_of, train_locally
 from fedgs.data.table import read_index
 from fedgs.errors import DataError, TrainingError
@@ -869,6 +873,157 @@ ROWS |= {
         ),
         "page may not be written": forbidden(
             "report {p.run}", "{p.run}/", "check its permissions", spoil=lambda p: p.run, mode=0o500
+        ),
+    }.items()
+}
+
+
+class Code:
+    """What a pickle runs when it is opened carelessly."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def published(channels: int = 3, name: str = "utnet", **changes: Any) -> dict[str, torch.Tensor]:
+    options = {"image_size": 32} if name == "sd_utnet" else {}
+    model = models.build(name, in_channels=channels, base_channels=8, reduce_size=2, **options)
+    models.initialise(model, torch.Generator().manual_seed(0))
+    return models.to_published(model) | changes
+
+
+def checkpoint(make: Callable[[], Any], *, cut: bool = False) -> Spoil:
+    """Writes a checkpoint file, whole or the first half of it."""
+
+    def spoil(place: Place) -> None:
+        path = place.tmp / "c.pt"
+        torch.save(make(), path)
+        if cut:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return spoil
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in published().items() if key != name}
+
+
+def of_four_classes() -> dict[str, torch.Tensor]:
+    return models.to_published(models.build("utnet", in_channels=3, num_classes=4, base_channels=8, reduce_size=2))
+
+
+CHECKPOINTS: dict[str, tuple[Spoil, tuple[str, ...]]] = {
+    "unknown network": (
+        checkpoint(lambda: {"fc.weight": torch.ones(2, 2)}),
+        ("no known network; the nearest is", "has fc.weight", "Known are: UTNet"),
+    ),
+    "entry missing": (checkpoint(lambda: without("outc.bias")), ("the nearest is UTNet, but it lacks outc.bias",)),
+    "cut short": (checkpoint(published, cut=True), ("{p.tmp}/c.pt: cannot be read, it is cut short or no file of",)),
+    "code in it": (checkpoint(lambda: {"state_dict": Code()}), ("opening it would run code; it is not opened",)),
+    "not finite": (
+        checkpoint(lambda: published(**{"outc.bias": torch.tensor([0.0, math.nan])})),
+        ("outc.bias' is not finite",),
+    ),
+    "missing": (lambda place: None, ("{p.tmp}/c.pt: no such file; expected a .pt or .pth file",)),
+}
+IMPORT = "import-checkpoint {p.tmp}/c.pt --out {p.tmp}/out"
+INIT = f"{TRAIN} --model utnet --model-option base_channels=8 --model-option reduce_size=2 --init-from {{p.tmp}}/c.pt"
+ROWS |= {
+    f"checkpoint, {name}: {line.split()[0]}": refused(line, *says, spoil=spoil)
+    for name, (spoil, says) in CHECKPOINTS.items()
+    for line in (IMPORT, INIT)
+}
+ROWS |= {
+    f"checkpoint: {name}": row
+    for name, row in {
+        "four classes": refused(IMPORT, "tells 4 classes apart; expected 2", spoil=checkpoint(of_four_classes)),
+        "a size that it cannot take": refused(
+            f"{IMPORT} --size 100", "multiples of 32", "works is 96 x 96", spoil=checkpoint(published)
+        ),
+        "of another image size": refused(
+            f"{IMPORT} --size 64",
+            "its style encoder takes images of 32 x 32 pixels only, got a size of 64",
+            spoil=checkpoint(lambda: published(name="sd_utnet")),
+        ),
+        "of another image size to start from": refused(
+            f"{INIT} --model sd_utnet --size 64 --batch-size 2",
+            "does not fit the network SDUTNet: it has in another shape style_encoder.hidden.weight (32, 512) for (32, 2048)",
+            "--init-partial",
+            spoil=checkpoint(lambda: published(name="sd_utnet")),
+        ),
+        "grey network to start from on colour images": refused(
+            INIT, "stem.0.conv1.weight (8, 1, 3, 3) for (8, 3, 3, 3)", spoil=checkpoint(lambda: published(1))
+        ),
+        "of another network to start from": refused(
+            f"{INIT} --model unet_sdnet",
+            "option",
+            spoil=checkpoint(published),
+        ),
+        "starts from a part of nothing": refused(f"{TRAIN} --init-partial", "name that with --init-from"),
+        "starts from a run that is missing": refused(f"{TRAIN} --init-from {{p.tmp}}/no", "{p.tmp}/no: no such file"),
+        "starts from an unfinished run": refused(
+            f"{TRAIN} --init-from {{p.unfinished}}", "not finished", spoil=lambda p: p.unfinished
+        ),
+        "starts from a run's checkpoint": refused(
+            f"{TRAIN} --init-from {{p.run}}/{LAST}", "give the folder of the run", spoil=lambda p: p.run
+        ),
+        "place exists": refused(
+            "import-checkpoint {p.tmp}/c.pt --out {p.run}", "exists already", spoil=checkpoint(published)
+        ),
+    }.items()
+}
+
+
+def imported(place: Place, channels: int) -> Path:
+    checkpoint(lambda: published(channels))(place)
+    out = place.tmp / "imported"
+    fedgs("import-checkpoint", str(place.tmp / "c.pt"), "--out", str(out), "--size", "32")
+    return out
+
+
+def grey_network_on_colour_images(place: Place) -> None:
+    says = [f"{place.data}: holds colour images, the run's network takes grey ones; convert the images"]
+    refuses("evaluate", str(imported(place, 1)), "--data", str(place.data), place=place, says=says)
+
+
+def colour_network_on_grey_images(place: Place) -> None:
+    """Grey images are shown to it as colour ones, as those of a mixed folder are."""
+    for path in place.data.glob("*/images/*.png"):
+        Image.open(path).convert("L").save(path)
+    run = imported(place, 3)
+    fedgs("evaluate", str(run), "--data", str(place.data))
+    assert len(read_scores(run / "scores.csv")) == 2 * CASES
+
+
+ROWS["network of grey images, colour images"] = grey_network_on_colour_images
+ROWS["network of colour images, grey images"] = colour_network_on_grey_images
+
+
+def explain_without_lesion(place: Place) -> None:
+    blank(place, [f"{site}/n{number}" for site in SITES for number in range(CASES)])
+    says = ["none of the 20 images (north, south) shows a lesion", "give other data, or name cases with --cases"]
+    refuses("explain", str(place.run), "--data", str(place.data), place=place, says=says)
+
+
+ROWS["explain: no lesion"] = explain_without_lesion
+ROWS |= {
+    f"explain: {name}": row
+    for name, row in {
+        "unknown case": refused(
+            "explain {p.run} --cases north/n33", "unknown case 'north/n33'; did you mean 'north/n3'?", spoil=lambda p: p.run
+        ),
+        "case in two hospitals": refused(
+            "explain {p.run} --cases n3", "is in several hospitals", "north/n3, south/n3", spoil=lambda p: p.run
+        ),
+        "run missing": refused("explain {p.tmp}/no", "{p.tmp}/no: is not a run folder"),
+        "run unfinished": refused("explain {p.unfinished}", "not finished", "--resume"),
+        "unknown checkpoint": refused("explain {p.run} --checkpoint worst", "best, best_small, last"),
+        "none at all": refused("explain {p.run} --smallest 0", "--smallest must be at least 1"),
+        "place holds something else": refused(
+            "explain {p.run} --out {p.data}", "which is no figure of fedgs", "--out", spoil=lambda p: p.run
+        ),
+        "altered run": refused(
+            "explain {p.run}", "checksum does not match", spoil=damage(BEST, run="run")
         ),
     }.items()
 }

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedgs import engine
+from fedgs import engine, models
 from fedgs.core import run_round
 from fedgs.errors import TrainingError
 from nets import batches, tiny
@@ -198,6 +198,18 @@ def test_the_how_to_for_resuming(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     Reader("docs/how-to/resume.md").follow(before)
     lasts = [here / "runs" / name / "checkpoints" / "last.safetensors" for name in ("fedgs", "cluster")]
     assert lasts[0].read_bytes() == lasts[1].read_bytes()
+
+
+def test_the_how_to_for_published_checkpoints(here: Path) -> None:
+    make_phantom(here / "hospitals", 12)
+    model = models.build("sd_utnet", in_channels=3, image_size=64, base_channels=8, reduce_size=4)
+    models.initialise(model, torch.Generator().manual_seed(0))
+    torch.save(models.to_published(model), here / "published.pt")
+    scope: dict[str, Any] = {}
+    Reader("docs/how-to/published-checkpoints.md", scope).follow()
+    assert all(torch.equal(scope["state"][name], tensor) for name, tensor in models.to_published(model).items())
+    assert "What the network looks at" in (here / "runs" / "published" / "report.html").read_text()
+    assert "tensors are taken; it lacks" in (here / "runs" / "partly" / "log.txt").read_text()
 
 
 def test_the_how_to_for_an_algorithm(checkout: Path) -> None:

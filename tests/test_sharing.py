@@ -207,7 +207,7 @@ def test_styles_travel_from_the_round_on_and_are_frozen(name: str, make: type[Al
     kept = parts_of_sites(model)
     styles = [{entry for entry in state.server.state if entry.startswith("style/")} for state in states]
     assert styles[1] == set()
-    assert styles[2] == {f"style/{site}/{entry}" for site in "ABC" for entry in kept}
+    assert styles[2] == {f"style/{site}/{entry}" for site in "ABC" for entry in {*kept, "round"}}
     for before, after in pairwise(states[2:]):
         for site_name in "ABC":
             for entry, value in own_in(after.memories[site_name]).items():
@@ -242,6 +242,11 @@ def test_a_partner_that_dropped_out_serves_on_with_its_last_style() -> None:
     partners = {name: update.metrics["style_of"] for name, update in updates.items()}
     assert partners == {name: partner_of(name, "ABC", 3) for name in "AB"}
     assert "C" in partners.values()
+    assert {update.metrics["style_round"] for update in updates.values()} == {2}
+    sites = [hospital(name, model, kept, 4) for name in "AB"]
+    run_round(algorithm, model, replace(server, round=3), sites, state.memories, hold)
+    of_round = {update.metrics["style_of"]: update.metrics["style_round"] for update in updates.values()}
+    assert of_round == {partner: 2 if partner == "C" else 3 for partner in of_round}
     of_c = [entry for entry in server.state if entry.startswith("style/C/")]
     assert all(torch.equal(server.state[entry], state.server.state[entry]) for entry in of_c)
 

@@ -212,7 +212,7 @@ def _record(update: Update, seconds: float) -> dict[str, Any]:
         "mean_eta": update.metrics.get("mean_eta", 1.0),
         "direction_norm": update.metrics["direction_norm"],
         "seconds": round(seconds, 3),
-        **{name: update.metrics[name] for name in ("style_of",) if name in update.metrics},
+        **{name: update.metrics[name] for name in ("style_of", "style_round") if name in update.metrics},
     }
 
 

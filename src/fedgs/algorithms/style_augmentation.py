@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import l1_loss
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["StyleAugmentation", "partner_of", "with_style_augmentation"]
 
 _STYLE = "style/"
+_ROUND = "round"
+"""Beside the tensors of a style: in which round its site gave it."""
 
 
 def with_style_augmentation(
@@ -121,10 +124,13 @@ class StyleAugmentation(LocalRule):
     def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
         """Builds the other site's style parts, frozen."""
         self._inner.begin(model, optimizer, sent, memory, site)
+        self._round = site.round
         self._gives = site.name not in self._private and site.round + 1 >= self._from_round
         foreign = {name: tensor for name, tensor in sent.extra.items() if name.startswith(_STYLE)}
         self._partner = next(iter(foreign), "").removeprefix(_STYLE).rpartition("/")[0]
-        self._foreign = _frozen(_disentangled(model), foreign, f"{_STYLE}{self._partner}/") if foreign else {}
+        prefix = f"{_STYLE}{self._partner}/"
+        self._foreign = _frozen(_disentangled(model), foreign, prefix) if foreign else {}
+        self._partner_round = int(foreign[prefix + _ROUND]) if foreign else 0
 
     def loss(self, model: Module, batch: Batch, objective: Objective) -> Mapping[str, Tensor]:
         """Adds the distance between the contents of an image and of itself in the other style."""
@@ -154,10 +160,11 @@ class StyleAugmentation(LocalRule):
         update, memory = self._inner.finish(update, model, optimizer)
         if self._gives:
             own = own_of(model, parts_of_sites(model))
-            update = replace(update, extra={**update.extra, **{f"{_STYLE}{name}": own[name] for name in own}})
+            given = {**own, _ROUND: torch.tensor(self._round)}
+            update = replace(update, extra={**update.extra, **{f"{_STYLE}{name}": given[name] for name in given}})
         metrics: dict[str, Any] = {**update.metrics}
         if self._partner:
-            metrics["style_of"] = self._partner
+            metrics |= {"style_of": self._partner, "style_round": self._partner_round}
         return replace(update, metrics=metrics), memory
 
 

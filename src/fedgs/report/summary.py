@@ -19,6 +19,8 @@ __all__ = [
     "PARTS",
     "Checkpoint",
     "External",
+    "Figure",
+    "Figures",
     "Mean",
     "Overlay",
     "Part",
@@ -28,6 +30,7 @@ __all__ = [
     "Site",
     "SiteRound",
     "SmallRule",
+    "read_figures",
     "read_run",
 ]
 
