@@ -21,6 +21,8 @@ import pandas as pd
 HERE = Path(__file__).parent
 PARTS = {"test_out": "out-test", "test_in": "in-test", "validation": "validation"}
 STRATA = {"dice": "Dice", "dice_n": "Dice-N", "dice_s": "Dice-S", "dice_t": "Dice-T", "dice_l": "Dice-L"}
+LABELLED = {"disentanglement-128"}
+"""Pages whose runs differ in more than the algorithm."""
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -33,6 +35,12 @@ def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def label(path: Path) -> str:
+    """The algorithm of a run, with what the name of its folder adds to it."""
+    algorithm = str(json.loads((path / "summary.json").read_text())["algorithm"])
+    return f"{algorithm}, {path.name.removeprefix(algorithm).strip('-')}" if path.parent.name in LABELLED else algorithm
+
+
 def scores(runs: Mapping[str, Path]) -> str:
     """Means after the last round, recomputed from scores.csv and held against summary.json."""
     body = []
@@ -41,6 +49,10 @@ def scores(runs: Mapping[str, Path]) -> str:
             summary = json.loads((path / "summary.json").read_text())
             table = pd.read_csv(path / "scores.csv")
             last = table[(table["round"] == summary["round"]) & (table["part"] == part)]
+            if "network" in last:  # where sites share nothing, a case is scored by several networks
+                last = last.groupby(["site", "case"], as_index=False).agg(
+                    {"dice": "mean"} | dict.fromkeys(("lesion_area", "is_small", "is_tiny"), "first")
+                )
             masks = {
                 "dice": last["dice"] >= 0,
                 "dice_n": last["lesion_area"] > 0,
@@ -54,7 +66,7 @@ def scores(runs: Mapping[str, Path]) -> str:
                 if len(again) != stored["n"] or (len(again) and abs(again.mean() - stored["mean"]) > 1e-9):
                     raise SystemExit(f"{path}: scores.csv and summary.json disagree on {part} {name}")
             free = summary[part]["lesion_free"]
-            body.append([title, summary["algorithm"], *(mean(summary[part][name]) for name in STRATA), mean(free)])
+            body.append([title, label(path), *(mean(summary[part][name]) for name in STRATA), mean(free)])
     return rows(["images", "algorithm", *STRATA.values(), "false alarms on lesion-free"], body)
 
 
@@ -66,7 +78,7 @@ def hospitals(runs: Mapping[str, Path]) -> str:
         for site in summaries[0][part]["sites"]:
             cells = [mean(s[part]["sites"][site][name]) for name in ("dice_n", "dice_s") for s in summaries]
             body.append([f"{site} ({PARTS[part]})", *cells])
-    names = [s["algorithm"] for s in summaries]
+    names = [label(path) for path in runs.values()]
     return rows(["hospital", *(f"{STRATA[k]} {name}" for k in ("dice_n", "dice_s") for name in names)], body)
 
 
@@ -86,8 +98,42 @@ def etas(runs: Mapping[str, Path]) -> str:
 def unseen(runs: Mapping[str, Path]) -> str:
     """Means on the unseen hospital alone."""
     summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
-    body = [[s["algorithm"], *(mean(s["test_out"][name]) for name in STRATA)] for s in summaries]
+    body = [
+        [label(path), *(mean(s["test_out"][name]) for name in STRATA)]
+        for path, s in zip(runs.values(), summaries, strict=True)
+    ]
     return rows([f"unseen hospital {summaries[0]['unseen_site']}", *STRATA.values()], body)
+
+
+def crossed(runs: Mapping[str, Path]) -> str:
+    """Dice-N where hospitals share nothing: a row per network, a column per hospital whose images it marks."""
+    (path,) = runs.values()
+    summary = json.loads((path / "summary.json").read_text())
+    sites = sorted({site for networks in summary["cross"].values() for site in networks})
+    body = [
+        [network, *(mean(of_site[site]["dice_n"]) if site in of_site else "-" for site in sites)]
+        for network, of_site in summary["cross"].items()
+    ]
+    return rows(["network of", *(f"on {site}" for site in sites)], body)
+
+
+def precision(runs: Mapping[str, Path]) -> str:
+    """Dice-N of every seed in float32 and in bf16, and how their differences compare with the range over seeds."""
+    body = []
+    for part in ("test_in", "test_out"):
+        found: dict[str, list[float]] = {"fp32": [], "bf16": []}
+        for path in runs.values():
+            kind = "bf16" if "-bf16-" in path.name else "fp32"
+            found[kind].append(json.loads((path / "summary.json").read_text())[part]["dice_n"]["mean"])
+        for kind, values in found.items():
+            spread = max(values) - min(values)
+            cells = [f"{value:.4f}" for value in values]
+            body.append([PARTS[part], kind, *cells, f"{sum(values) / len(values):.4f}", f"{spread:.4f}"])
+        differences = [abs(b - f) for f, b in zip(found["fp32"], found["bf16"], strict=True)]
+        of_means = abs(sum(found["bf16"]) - sum(found["fp32"])) / len(differences)
+        cells = [f"{difference:.4f}" for difference in differences]
+        body.append([PARTS[part], "absolute difference", *cells, f"{of_means:.4f}", ""])
+    return rows(["images", "Dice-N in", "seed 0", "seed 1", "seed 2", "mean", "range"], body)
 
 
 TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
@@ -95,6 +141,8 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "unseen": unseen,
     "hospitals": hospitals,
     "etas": etas,
+    "crossed": crossed,
+    "precision": precision,
 }
 
 

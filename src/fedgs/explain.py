@@ -37,6 +37,7 @@ __all__ = ["explain"]
 
 _MOST_SITES = 6
 _LIST = "figures.json"
+Mask = npt.NDArray[np.bool_]
 _PICTURE = re.compile(r"(case-\d+(-content)?|styles)\.png")
 
 
@@ -104,12 +105,13 @@ def explain(
     with locked(folder.path):
         finished = read_finished(folder, config, checkpoint)
         index = finished.open_data(Path(source), adapter if data else adapter or config.data.adapter, on_indexing)
-        rows = _named(index.table, cases) if cases else _smallest(index.table, finished.cases, smallest)
+        known = shown_among(index.table, finished.cases)
+        rows = _named(index.table, cases) if cases else _smallest(index.table, known, smallest)
         place.mkdir(parents=True, exist_ok=True)
         for old in (place / _LIST, *(path for path in place.iterdir() if _PICTURE.fullmatch(path.name))):
             old.unlink(missing_ok=True)
         figures = []
-        for figure, picture in _Explainer(finished, index).figures(rows, on_case):
+        for figure, picture in _Explainer(finished, index, known).figures(rows, on_case):
             write_atomically(place / figure["file"], picture, durable=False)
             figures.append(figure)
         about = {"checkpoint": checkpoint, "round": finished.state.server.round, "source": index.source.name}
@@ -142,23 +144,29 @@ def _named(table: pd.DataFrame, cases: Iterable[str]) -> list[int]:
     return list(dict.fromkeys(rows))
 
 
-def _smallest(table: pd.DataFrame, trained_on: pd.DataFrame, count: int) -> list[int]:
-    lesions = table.reset_index(drop=True).query("lesion_area > 0")
-    if lesions.empty:
+def _smallest(table: pd.DataFrame, known: Mask, count: int) -> list[int]:
+    order = _by_lesion(table, known)
+    if not order:
         sites = ", ".join(table["site"].unique())
         raise DataError(
             f"none of the {len(table)} images ({sites}) shows a lesion, so there is none to explain; give other "
             "data, or name cases with --cases"
         )
-    unknown = lesions[~shown_among(lesions, trained_on)]
-    chosen = (lesions if unknown.empty else unknown).sort_values(["lesion_area", "site", "case"])
-    return [int(row) for row in chosen.index[:count]]
+    unknown = [row for row in order if not known[row]]
+    return (unknown or order)[:count]
+
+
+def _by_lesion(table: pd.DataFrame, known: Mask) -> list[int]:
+    """Rows with a lesion, from the smallest on; first those that the run was not trained or selected on."""
+    lesions = table.assign(known=known).reset_index(drop=True).query("lesion_area > 0")
+    return [int(row) for row in lesions.sort_values(["known", "lesion_area", "site", "case"]).index]
 
 
 @dataclass(frozen=True, slots=True)
 class _Explainer:
     finished: Finished
     index: Index
+    known: Mask
 
     def figures(self, rows: Sequence[int], on_case: Progress | None) -> Iterator[tuple[dict[str, Any], bytes]]:
         from fedgs.report.figures import content_figure, look_figure
@@ -191,7 +199,7 @@ class _Explainer:
         title = f"{case['site']}, {case['case']}: {size if share else 'no lesion'}; Dice {score:.2f}"
         about = {
             **{"site": str(case["site"]), "case": str(case["case"]), "lesion_area": int(case["lesion_area"])},
-            **{"dice": score, "network": network, "known": bool(shown_among(self._one(row), self.finished.cases)[0])},
+            **{"dice": score, "network": network, "known": bool(self.known[row])},
             **{"title": title, "region": _region_in_words(prediction), "layer": found.layer, "gap": found.gap},
         }
         view = CaseView(
@@ -235,19 +243,10 @@ class _Explainer:
         )
 
     def _one_per_site(self, rows: Sequence[int]) -> Mapping[str, int]:
-        table = self.index.table.reset_index(drop=True)
-        lesions = table[table["lesion_area"] > 0].sort_values(["lesion_area", "case"])
-        order = [
-            *rows,
-            *(int(row) for row in lesions.index if not shown_among(self._one(int(row)), self.finished.cases)[0]),
-        ]
         chosen: dict[str, int] = {}
-        for row in [*order, *(int(row) for row in lesions.index)]:
-            chosen.setdefault(str(table["site"].iloc[row]), row)
+        for row in (*rows, *_by_lesion(self.index.table, self.known)):
+            chosen.setdefault(str(self.index.table["site"].iloc[row]), row)
         return {site: chosen[site] for site in sorted(list(chosen)[:_MOST_SITES])}
-
-    def _one(self, row: int) -> pd.DataFrame:
-        return self.index.table.iloc[[row]]
 
     def _load(self, model: Module, site: str) -> str:
         """Loads the network that is for a site's images; where there are several, the first."""
@@ -266,7 +265,7 @@ class _Explainer:
         return np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame
 
 
-def _region(prediction: Prediction) -> npt.NDArray[np.bool_]:
+def _region(prediction: Prediction) -> Mask:
     """What the network marks; if nothing, what the expert marks; if nothing, everything."""
     for mask in (prediction.mask, prediction.truth):
         if mask.any():
@@ -280,7 +279,7 @@ def _region_in_words(prediction: Prediction) -> str:
     return "the expert's lesion, since the network marks nothing" if prediction.truth.any() else "the whole image"
 
 
-def _at(mask: npt.NDArray[np.bool_], image: Tensor) -> Tensor:
+def _at(mask: Mask, image: Tensor) -> Tensor:
     """A mask on the grid of an image; a pixel is set where any pixel that it covers is, so no lesion vanishes."""
     values = torch.from_numpy(mask)[None, None].float()
     small = (

@@ -136,7 +136,7 @@ def style_figure(
     """
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         title = "Content of the row in the style of the column"
-        sheet = _Sheet(len(rows) + 1, len(columns) + 1, title, above=0.06, left=0.3, first=0.2)
+        sheet = _Sheet(len(rows) + 1, len(columns) + 1, title, above=0.06, left=0.3, first=0.2, panel=1.3)
         corner, *heads = sheet.axes[0]
         corner.set_axis_off()
         corner.text(0.5, 0.5, "content \N{DOWNWARDS ARROW}\nstyle \N{RIGHTWARDS ARROW}", ha="center", va="center")
@@ -162,6 +162,7 @@ class _Sheet:
         left: Room on the left.
         right: Room on the right.
         first: More room above the first row.
+        panel: Side of a panel.
     """
 
     def __init__(
@@ -175,14 +176,15 @@ class _Sheet:
         left: float = 0.08,
         right: float = 0.08,
         first: float = 0.0,
+        panel: float = _PANEL,
     ) -> None:
-        self._size = left + columns * (_PANEL + _GAP) + right, 0.35 + first + rows * (_PANEL + above) + below
+        self._size = left + columns * (panel + _GAP) + right, 0.35 + first + rows * (panel + above) + below
         self._below, self._right = below, right
         self._figure = Figure(figsize=self._size, dpi=110)
         self._figure.suptitle(title, x=0.08 / self._size[0], y=1 - 0.08 / self._size[1], ha="left", va="top")
-        tops = [below + (rows - row - 1) * (_PANEL + above) for row in range(rows)]
-        lefts = [left + column * (_PANEL + _GAP) for column in range(columns)]
-        self.axes = np.array([[self._place(x, y, _PANEL, _PANEL) for x in lefts] for y in tops], dtype=object)
+        tops = [below + (rows - row - 1) * (panel + above) for row in range(rows)]
+        lefts = [left + column * (panel + _GAP) for column in range(columns)]
+        self.axes = np.array([[self._place(x, y, panel, panel) for x in lefts] for y in tops], dtype=object)
 
     def scale_below(self, first: Axes, last: Axes, norm: Normalize, colours: str) -> Colorbar:
         """Puts a scale of colours below some neighbouring panels of the last row."""
