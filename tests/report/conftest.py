@@ -56,7 +56,7 @@ def make_scores(cases: pd.DataFrame, part: str, skill: float, round_: int, seed:
     free = rows["lesion_area"] == 0
     dice = np.where(free, (dice > 0.5).astype(float), dice)
     scores = rows.assign(
-        round=round_, dice=dice, tp=100, fn=20, fp=np.where(free, (dice < 0.5) * 50, 20), pixels=512**2
+        round=round_, dice=dice, tp=100, fn=20, fp=np.where(free, (dice < 0.5) * 50, 20), pixels=512**2, network=""
     )
     return scores[list(SCORE_COLUMNS)]
 

@@ -203,6 +203,24 @@ def test_a_split_that_leaks_is_called_so(build_run, tmp_path):
         assert text in page
 
 
+def test_where_nothing_is_shared_the_page_tells_whose_network_marks_whose_images(build_run, tmp_path):
+    run, federated = (build_run(name, algorithm=name, rounds=2, overlays=False) for name in ("local", "fedgs"))
+    summary = json.loads((run / "summary.json").read_text())
+    of_site = summary["test_in"]["sites"]
+    summary["cross"] = {"C1": {site: of_site[site] for site in ("C1", "C2")}, "C2": {"C1": of_site["C1"]}}
+    (run / "summary.json").write_text(json.dumps(sealed(summary)))
+    text = Page(write_report([run, federated], tmp_path / "a.html").read_text()).text
+    assert "Every hospital alone: whose network on whose images" in text
+    assert "C5 has no network of its own" in text
+    own, other = (f"{of_site[site]['dice_n']['mean']:.3f} n = {of_site[site]['dice_n']['n']}" for site in ("C1", "C2"))
+    nothing = " ".join([EN_DASH] * 3)
+    assert f"Network of C1 C2 C3 C4 C5 C1 {own} {other} {nothing} C2 {own} {EN_DASH} {nothing}" in text
+    assert "in which hospitals trained one network together" not in text
+    alone = Page(write_report([federated], tmp_path / "b.html").read_text()).text
+    assert "in which hospitals trained one network together" in alone
+    assert "whose network on whose images" not in alone
+
+
 def test_several_seeds_are_told_apart(build_run, tmp_path):
     runs = [
         build_run(f"{name}-{seed}", algorithm=name, seed=seed, rounds=3, overlays=False)
