@@ -112,9 +112,9 @@ def _network_of_file(path: Path, like: Tensors, careful: Callable[[str], None]) 
     try:
         state = _tensors_of(read_published(state, careful=careful).model)
     except CheckpointError:
-        if not like.keys() & state.keys():
+        if 2 * len(like.keys() & state.keys()) < len(state):
             raise
-        # It has names of ours, as of torch.save(model.state_dict(), path).
+        # Its names are ours, as of torch.save(model.state_dict(), path).
         if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
             raise CheckpointError(f"{path}: '{broken[0]}' is not finite") from None
     return lambda site: state

@@ -76,7 +76,7 @@ def import_checkpoint(
             algorithm="imported",
             model=_name_of(published),
             model_options=found,
-            size=made_for or size or _SIZE,
+            size=made_for or (_SIZE if size is None else size),
             score_size=score_size,
             device="cpu",
         )

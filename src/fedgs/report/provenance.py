@@ -37,7 +37,8 @@ def command(run: Run) -> str:
     small: dict[str, Any] = {"small_rule": rule.kind, "small_fraction": rule.fraction, "base": rule.base}
     if run.published:
         file, told = shlex.quote(run.published["file"]), {} if usual else small
-        return _lines(f"fedgs import-checkpoint {file}", {"size": run.size, **told, "out": run.name})
+        where = {"size": run.size, "score_size": run.config.get("data", {}).get("score_size")}
+        return _lines(f"fedgs import-checkpoint {file}", {**where, **told, "out": run.name})
     index: dict[str, Any] = {"adapter": run.adapter, "size": run.size, **small, "out": "index"}
     indexing = "" if usual else _lines(f"fedgs index {shlex.quote(run.source)}", index) + "\n"
     arguments: dict[str, Any] = {
@@ -59,7 +60,7 @@ def command(run: Run) -> str:
 
 def _lines(start: str, arguments: Mapping[str, Any]) -> str:
     options = [
-        f"--{flag.replace('_', '-')} {shlex.quote(without_paths(word))}"
+        f"--{flag.replace('_', '-')}" + (f" {shlex.quote(without_paths(word))}" if word is not None else "")
         for name, value in arguments.items()
         for flag, word in _words(name, value)
     ]
@@ -85,7 +86,9 @@ def environment(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _words(name: str, value: Any) -> list[tuple[str, str]]:
+def _words(name: str, value: Any) -> list[tuple[str, str | None]]:
+    if isinstance(value, bool):
+        return [(name, None)] if value else []
     if isinstance(value, Mapping):
         return [(name.removesuffix("s"), f"{option}={_plain(each)}") for option, each in value.items()]
     return [] if value is None else [(name, _plain(value))]
