@@ -1010,7 +1010,9 @@ ROWS |= {
     f"explain: {name}": row
     for name, row in {
         "unknown case": refused(
-            "explain {p.run} --cases north/n33", "unknown case 'north/n33'; did you mean 'north/n3'?", spoil=lambda p: p.run
+            "explain {p.run} --cases north/n33",
+            "unknown case 'north/n33'; did you mean 'north/n3'?",
+            spoil=lambda p: p.run,
         ),
         "case in two hospitals": refused(
             "explain {p.run} --cases n3", "is in several hospitals", "north/n3, south/n3", spoil=lambda p: p.run
@@ -1022,9 +1024,7 @@ ROWS |= {
         "place holds something else": refused(
             "explain {p.run} --out {p.data}", "which is no figure of fedgs", "--out", spoil=lambda p: p.run
         ),
-        "altered run": refused(
-            "explain {p.run}", "checksum does not match", spoil=damage(BEST, run="run")
-        ),
+        "altered run": refused("explain {p.run}", "checksum does not match", spoil=damage(BEST, run="run")),
     }.items()
 }
 

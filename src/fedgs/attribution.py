@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedgs.errors import ConfigError, MissingExtraError
 from fedgs.models import segment
+from fedgs.models.outputs import Segments, log_probabilities
 
 __all__ = ["Attribution", "attribute", "layer_of"]
 
@@ -67,9 +68,8 @@ def attribute(model: nn.Module, image: Tensor, region: Tensor) -> Attribution:
     inside = region.to(image.device)
 
     def score(images: Tensor) -> Tensor:
-        # Not by 1 - p, which is rounded to 0 where a network is sure.
-        odds = segment(model, images).clamp_min(_SMALLEST).log()
-        return (odds[:, 1] - odds[:, 0])[:, inside].mean(1)
+        logarithms = _log_probabilities(model, images)
+        return (logarithms[:, 1] - logarithms[:, 0])[:, inside].mean(1)
 
     images = image[None]
     name, layer = layer_of(model, images)
@@ -90,6 +90,13 @@ def attribute(model: nn.Module, image: Tensor, region: Tensor) -> Attribution:
         score=reached,
         gap=abs(gap.item()) / max(abs(reached - start), 1e-6),
     )
+
+
+def _log_probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """From logits where a network gives them, since a probability of a sure network is rounded to 0 and has no slope."""
+    if isinstance(model, Segments):
+        return model.segment(images).clamp_min(_SMALLEST).log()
+    return log_probabilities(model(images))
 
 
 def _blurred(images: Tensor) -> Tensor:

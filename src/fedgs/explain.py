@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from fedgs.errors import ConfigError, DataError, MissingExtraError, unknown_choi
 from fedgs.evaluation import Prediction
 from fedgs.files import TEMPORARY_SUFFIX, sealed, write_atomically, write_json
 from fedgs.finished import Finished, read_finished
-from fedgs.locks import LOCK_FILE, locked
+from fedgs.locks import locked
 from fedgs.metrics.functional import confusion, dice
 from fedgs.models import TakesApart
 from fedgs.run_folder import CHECKPOINTS, RunFolder
@@ -99,35 +101,41 @@ def explain(
     source = data or config.data.data
     if source is None:
         raise ConfigError(f"{folder.path}: knows no data of its own; name a folder of images with --data")
-    place = Path(out) if out is not None else folder.path / "explain"
-    _refuse_foreign(place)
+    ours = folder.path / "explain"
+    place = Path(out) if out is not None else ours
+    is_ours = place.resolve() == ours.resolve()
+    _refuse_foreign(place, is_ours=is_ours)
+    if place.resolve().is_relative_to(Path(source).resolve()):
+        raise ConfigError(f"{place}: lies inside the data, to which nothing is written; choose another --out")
     folder.summary()
     with locked(folder.path):
         finished = read_finished(folder, config, checkpoint)
         index = finished.open_data(Path(source), adapter if data else adapter or config.data.adapter, on_indexing)
         known = shown_among(index.table, finished.cases)
         rows = _named(index.table, cases) if cases else _smallest(index.table, known, smallest)
+        figures = list(_Explainer(finished, index, known).figures(rows, on_case))
         place.mkdir(parents=True, exist_ok=True)
         for old in (place / _LIST, *(path for path in place.iterdir() if _PICTURE.fullmatch(path.name))):
             old.unlink(missing_ok=True)
-        figures = []
-        for figure, picture in _Explainer(finished, index, known).figures(rows, on_case):
+        for figure, picture in figures:
             write_atomically(place / figure["file"], picture, durable=False)
-            figures.append(figure)
+            figure["sha256"] = hashlib.sha256(picture).hexdigest()
         about = {"checkpoint": checkpoint, "round": finished.state.server.round, "source": index.source.name}
-        write_json(place / _LIST, sealed({"format": 1, **about, "figures": figures}))
+        write_json(place / _LIST, sealed({"format": 1, **about, "figures": [figure for figure, _ in figures]}))
         page = write_explanation(folder.path, place)
-        if out is None:
+        if is_ours:
             write_report([folder.path], folder.path / "report.html")
     return page
 
 
-def _refuse_foreign(place: Path) -> None:
-    if place.is_file():
+def _refuse_foreign(place: Path, *, is_ours: bool) -> None:
+    """Refuses a folder that holds anything but figures; a list of them tells that they are ours."""
+    if place.exists() and not place.is_dir():
         raise ConfigError(f"{place}: is a file; choose a folder with --out")
+    is_ours |= (place / _LIST).is_file()
     for path in place.glob("*"):
-        ours = path.name in (_LIST, "index.html", LOCK_FILE) or _PICTURE.fullmatch(path.name)
-        if not ours and not path.name.endswith(TEMPORARY_SUFFIX):
+        known = path.name in (_LIST, "index.html") or _PICTURE.fullmatch(path.name)
+        if not (is_ours and known) and not path.name.endswith(TEMPORARY_SUFFIX):
             raise ConfigError(f"{place}: holds '{path.name}', which is no figure of fedgs; choose another --out")
 
 
@@ -137,7 +145,7 @@ def _named(table: pd.DataFrame, cases: Iterable[str]) -> list[int]:
     for wanted in cases:
         found = [name for name in names if wanted in (name, name.partition("/")[2])]
         if not found:
-            raise unknown_choice("case", wanted, names)
+            raise unknown_choice("case", wanted, get_close_matches(wanted, names, n=8, cutoff=0.0))
         if len(found) > 1:
             raise ConfigError(f"case '{wanted}' is in several hospitals; choose one of: {', '.join(found)}")
         rows.append(names[found[0]])

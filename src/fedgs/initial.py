@@ -122,11 +122,11 @@ def _network_of_file(path: Path, like: Tensors, careful: Callable[[str], None]) 
 
 def _fitting(like: Tensors, given: Tensors) -> tuple[Tensors, list[str]]:
     """Those that have a name and a shape of the network's, and in words what the others are."""
-    common = [name for name in given if name in like]
+    common = [name for name in like if name in given]
     fitting = {name: given[name].to(like[name].dtype) for name in common if given[name].shape == like[name].shape}
     others = {
         "lacks": [name for name in like if name not in given],
-        "has unknown": [name for name in given if name not in like],
+        "has unknown": sorted(given.keys() - like.keys()),
         "has in another shape": [
             f"{name} {tuple(given[name].shape)} for {tuple(like[name].shape)}" for name in common if name not in fitting
         ],

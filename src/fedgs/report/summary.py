@@ -445,6 +445,8 @@ def _figure(folder: Path, about: Mapping[str, Any]) -> Figure:
     file = folder / str(about["file"])
     if file.parent != folder or not file.is_file():
         raise ValueError(f"the picture {file.name} is missing")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != about["sha256"]:
+        raise ValueError(f"the picture {file.name} was altered")
     return Figure(str(about["kind"]), str(about["title"]), file, about)
 
 
