@@ -947,7 +947,8 @@ ROWS |= {
         ),
         "of another image size to start from": refused(
             f"{INIT} --model sd_utnet --size 64 --batch-size 2",
-            "does not fit the network SDUTNet: it has in another shape style_encoder.hidden.weight (32, 512) for (32, 2048)",
+            "does not fit the network SDUTNet: it has in another shape",
+            "style_encoder.hidden.weight (32, 512) for (32, 2048)",
             "--init-partial",
             spoil=checkpoint(lambda: published(name="sd_utnet")),
         ),

@@ -93,7 +93,7 @@ def attribute(model: nn.Module, image: Tensor, region: Tensor) -> Attribution:
 
 
 def _log_probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """From logits where a network gives them, since a probability of a sure network is rounded to 0 and has no slope."""
+    """From logits where a network gives them: a sure network's probability may be rounded to 0, which has no slope."""
     if isinstance(model, Segments):
         return model.segment(images).clamp_min(_SMALLEST).log()
     return log_probabilities(model(images))
