@@ -297,7 +297,7 @@ class Halving(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("make", "layer"), [(Pointwise, "last (64 x 64)"), (Halving, "mix (32 x 32)"), (Detector, "look (16 x 16)")]
+    ("make", "layer"), [(Pointwise, "first (64 x 64)"), (Halving, "mix (32 x 32)"), (Detector, "look (16 x 16)")]
 )
 def test_a_network_that_gets_less_coarse_shows_the_last_of_its_coarsest(
     make: Callable[[], nn.Module], layer: str

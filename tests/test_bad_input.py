@@ -960,6 +960,11 @@ ROWS |= {
             "option",
             spoil=checkpoint(published),
         ),
+        "nothing of it fits": refused(
+            f"{TRAIN} --init-partial --init-from {{p.tmp}}/c.pt",
+            "c.pt: nothing in it fits the network UNet",
+            spoil=checkpoint(lambda: published(name="sd_utnet")),
+        ),
         "starts from a part of nothing": refused(f"{TRAIN} --init-partial", "name that with --init-from"),
         "starts from a run that is missing": refused(f"{TRAIN} --init-from {{p.tmp}}/no", "{p.tmp}/no: no such file"),
         "starts from an unfinished run": refused(
@@ -970,6 +975,39 @@ ROWS |= {
         ),
         "place exists": refused(
             "import-checkpoint {p.tmp}/c.pt --out {p.run}", "exists already", spoil=checkpoint(published)
+        ),
+    }.items()
+}
+
+
+STYLES = f"{TRAIN} --model sd_utnet --model-option base_channels=8 --model-option reduce_size=2 --batch-size 2"
+ROWS |= {
+    f"sharing: {name}": row
+    for name, row in {
+        "styles of a network without": refused(f"{TRAIN} --style-from 2", "sd_utnet or sdnet; UNet does not"),
+        "styles in the first round": refused(f"{STYLES} --style-from 1", "style_from must be at least 2, got 1"),
+        "styles after the end": refused(f"{STYLES} --style-from 5", "style_from 5 lies beyond the last of 2 rounds"),
+        "styles, alone": refused(
+            f"{STYLES} --style-from 2 --algorithm local", "with algorithm 'local' nothing travels"
+        ),
+        "styles, pooled": refused(f"{STYLES} --style-from 2 --algorithm central", "'central' nothing travels"),
+        "styles that nobody gives": refused(
+            f"{STYLES} --style-from 2 --share-style north=false --share-style south=false",
+            "no hospital of north, south would be handed the style",
+        ),
+        "neither yes nor no": refused(
+            f"{STYLES} --style-from 2 --share-style north=False",
+            "share_style of 'north' must be true or false, got 'False'",
+        ),
+        "unknown hospital": refused(
+            f"{STYLES} --style-from 2 --share-style nort=false",
+            "unknown hospital in share_style 'nort'; did you mean 'north'? Choose one of: north, south",
+        ),
+        "some of those that share nothing": refused(
+            f"{TRAIN} --algorithm local --fraction-of-sites 0.5", "'local' is a reference with all hospitals in every"
+        ),
+        "some of what is pooled": refused(
+            f"{TRAIN} --algorithm central --fraction-of-sites 0.5", "leave out fraction_of_sites, got 0.5"
         ),
     }.items()
 }

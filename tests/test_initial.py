@@ -195,7 +195,7 @@ def test_hospitals_that_went_on_alone_go_on_alone_and_give_no_network_for_all(tm
 
 
 PUBLISHED = {"UTNet": "utnet", "U-Net of SDNet": "unet_sdnet", "SD-UTNet of a site": "sd_utnet", "SDNet": "sdnet"}
-PUBLISHED |= {"FedDis of a site": "feddis"}
+PUBLISHED |= {"SD-UTNet": "sd_utnet", "FedDis of a site": "feddis"}
 
 
 @pytest.mark.parametrize("title", PUBLISHED)
@@ -324,6 +324,23 @@ def test_a_published_file_that_lacks_an_entry_is_still_called_by_its_name(tmp_pa
     torch.save(given, tmp_path / "cut.pt")
     with pytest.raises(CheckpointError, match=r"the nearest is SD-UTNet, but it lacks segmentor.pred.bias"):
         started(settings("sd_utnet", init_from=tmp_path / "cut.pt"))
+
+
+@pytest.mark.parametrize("title", ["UTNet", "SD-UTNet", "SD-UTNet of a site", "FedDis of a site"])
+def test_of_a_published_file_with_other_entries_all_that_fits_is_taken(title: str, tmp_path: Path) -> None:
+    config = settings(PUBLISHED[title])
+    model = shuffled(network(config), 1)
+    (form,) = (form for form in FORMS if form.title == title)
+    own, names = weights_of(model) | buffers_of(model), form.published(model)
+    lost = next(iter(weights_of(model)))
+    given = {theirs: own[ours] for ours, theirs in names.items() if ours != lost} | {"aux.weight": torch.ones(2)}
+    torch.save(given, tmp_path / "near.pt")
+    told: list[str] = []
+    state, random = started(configure(config, init_from=tmp_path / "near.pt", init_partial=True), careful=told.append)
+    expected = {**own, lost: random[lost]}
+    assert all(equal(whole(state, site), expected) for site in "AB")
+    (note,) = told
+    assert f"{len(own) - 1} of {len(own)} tensors are taken; it lacks {lost}; it has unknown aux.weight" in note
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

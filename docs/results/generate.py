@@ -87,11 +87,10 @@ def etas(runs: Mapping[str, Path]) -> str:
     body = []
     for path in runs.values():
         records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
-        algorithm = json.loads((path / "summary.json").read_text())["algorithm"]
         for site in records[0]["sites"]:
             of_site = [record["sites"][site] for record in records]
             eta, length = (sum(r[k] for r in of_site) / len(of_site) for k in ("mean_eta", "direction_norm"))
-            body.append([algorithm, site, f"{eta:.3f}", f"{length:.2f}", str(of_site[0]["steps"])])
+            body.append([label(path), site, f"{eta:.3f}", f"{length:.2f}", str(of_site[0]["steps"])])
     return rows(["algorithm", "hospital", "mean eta", "mean length of the direction", "steps per round"], body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedgs.data.index import Index
 from fedgs.data.splits import published_split, read_split, split_cases
 from fedgs.errors import ConfigError, DataError, unknown_choice
 from fedgs.evaluation import Scorer
+from fedgs.tensors import weights_of
 
 __all__ = [
     "NAMED_SPLITS",
@@ -28,6 +30,7 @@ __all__ = [
     "build_objective",
     "build_scorer",
     "require_lesions",
+    "require_sharing",
     "require_split",
     "resolve",
     "split_of",
@@ -122,8 +125,45 @@ def build_algorithm(config: RunConfig, base: float) -> Algorithm:
     algorithm = algorithms.build(options.pop("algorithm"), known=known, **options)
     if style_from is None:
         return algorithm
+    if style_from > config.federation.rounds:
+        raise ConfigError(f"style_from {style_from} lies beyond the last of {config.federation.rounds} rounds")
     private = {site for site, shares in share_style.items() if not shares}
     return algorithms.with_style_augmentation(algorithm, style_from, private=private)
+
+
+def require_sharing(config: RunConfig, algorithm: Algorithm, model: Module, sites: Collection[str]) -> None:
+    """Refuses settings that need hospitals to share what they do not share.
+
+    Args:
+        config: The settings.
+        algorithm: Made of them.
+        model: The network.
+        sites: Names of the hospitals that train.
+
+    Raises:
+        ConfigError: Hospitals are sampled, or hand on styles, although they share nothing or are put together; the
+            network has no style; or no hospital could be handed another one's.
+    """
+    apart = not weights_of(model).keys() - algorithm.keeps(model)
+    if config.federation.fraction_of_sites < 1 and (apart or algorithm.pools):
+        raise ConfigError(
+            f"algorithm '{algorithm.name}' is a reference with all hospitals in every round; leave out "
+            f"fraction_of_sites, got {config.federation.fraction_of_sites}"
+        )
+    style_from, share_style = config.algorithm.style_from, config.algorithm.share_style
+    for site in share_style:
+        if site not in sites:
+            raise unknown_choice("hospital in share_style", site, sites)
+    if style_from is None:
+        return
+    algorithms.require_styles(model)
+    if apart or algorithm.pools:
+        raise ConfigError(f"style_from: with algorithm '{algorithm.name}' nothing travels, so no styles either")
+    if len(sites) < 2 or not any(share_style.get(site, True) for site in sites):
+        raise ConfigError(
+            f"style_from: no hospital of {', '.join(sorted(sites))} would be handed the style of another one; leave it "
+            "out, or let one share its style"
+        )
 
 
 def steps_of(config: RunConfig, site: str, cases: int) -> int:

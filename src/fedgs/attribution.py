@@ -110,7 +110,7 @@ def layer_of(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
 
     That is the last one, in the order of the forward pass, whose maps are at least four times coarser than the image:
     late enough to know what a lesion is, coarse enough not to be the segmentation itself. A network that never gets so
-    coarse gives the last of its coarsest ones.
+    coarse gives the last of its coarsest ones that is not shaped like the segmentation.
 
     Args:
         model: A network in evaluation mode.
@@ -123,11 +123,11 @@ def layer_of(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
         ConfigError: No layer gives maps of features.
     """
     height = images.shape[-2]
-    seen: list[tuple[int, str, nn.Module]] = []
+    seen: list[tuple[torch.Size, str, nn.Module]] = []
 
     def look(name: str, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2] > 1:
-            seen.append((output.shape[-2], name, module))
+            seen.append((output.shape, name, module))
 
     watches = [
         module.register_forward_hook(lambda module, given, output, name=name: look(name, module, output))
@@ -136,12 +136,13 @@ def layer_of(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
     ]
     try:
         with torch.no_grad():
-            segment(model, images)
+            segmentation = segment(model, images)
     finally:
         for watch in watches:
             watch.remove()
+    seen = [(shape, name, module) for shape, name, module in seen if shape != segmentation.shape]
     if not seen:
         raise ConfigError(f"{type(model).__name__}: none of its layers gives maps of features that could be shown")
-    coarsest = min(size for size, _, _ in seen)
+    coarsest = min(shape[-2] for shape, _, _ in seen)
     enough = max(coarsest, height // _COARSER)
-    return next((name, module) for size, name, module in reversed(seen) if size <= enough)
+    return next((name, module) for shape, name, module in reversed(seen) if shape[-2] <= enough)

@@ -91,6 +91,11 @@ class AlgorithmConfig:
     )
     server_momentum: float | None = _setting(None, "Momentum of the server, for fedgs, in [0, 1).")
 
+    def __post_init__(self) -> None:
+        """Checks that a site says yes or no."""
+        for site, shares in self.share_style.items():
+            _require(isinstance(shares, bool), f"share_style of '{site}'", shares, "true or false")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:

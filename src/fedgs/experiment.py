@@ -23,6 +23,7 @@ from fedgs.assembly import (
     build_objective,
     build_scorer,
     require_lesions,
+    require_sharing,
     require_split,
     resolve,
     split_of,
@@ -147,6 +148,7 @@ class _Trial:
         split = split_of(config, index, begun.path / "split.csv" if begun else None)
         own = own_of(model, algorithm.keeps(model))
         trial = cls(with_unseen_site(config, split), index, split, model, own, build_scorer(config))
+        require_sharing(config, algorithm, model, trial.training_rows().keys())
         for site, rows in trial.training_rows().items():
             steps_of(config, site, len(rows))
         for part in ("train", "validation", *TESTS):

@@ -13,6 +13,7 @@ from fedgs.config import ModelConfig
 from fedgs.core import Global, global_of, memory_of
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError
+from fedgs.models.published import FORMS
 from fedgs.models.published_files import read_published, read_state
 from fedgs.run_folder import RunFolder
 from fedgs.tensors import Tensors, buffers_of, weights_of
@@ -42,11 +43,15 @@ def initial_state(
     if config.init_from is None:
         return State(global_of(model, kept))
     path, random = Path(config.init_from), _tensors_of(model)
-    given = _networks_of_run(path) if path.is_dir() else _network_of_file(path, random, careful)
+    given = (
+        _networks_of_run(path) if path.is_dir() else _network_of_file(path, model, careful, partial=config.init_partial)
+    )
     told: set[str] = set()
 
     def network_for(site: str) -> Tensors:
         tensors, problems = _fitting(random, given(site))
+        if not tensors:
+            raise CheckpointError(f"{path}: nothing in it fits the network {type(model).__name__}; choose another file")
         if problems and not config.init_partial:
             raise CheckpointError(
                 f"{path}: does not fit the network {type(model).__name__}: it {'; it '.join(problems)}. Choose its "
@@ -105,25 +110,44 @@ def _networks_of_run(path: Path) -> Callable[[str], Tensors]:
     return network_for
 
 
-def _network_of_file(path: Path, like: Tensors, careful: Callable[[str], None]) -> Callable[[str], Tensors]:
+def _network_of_file(
+    path: Path, model: Module, careful: Callable[[str], None], *, partial: bool
+) -> Callable[[str], Tensors]:
     if path.suffix == ".safetensors":
         raise ConfigError(f"{path}: give the folder of the run, not its checkpoint; or a .pt or .pth file")
     state: Tensors = read_state(path)
     try:
         state = _tensors_of(read_published(state, careful=careful).model)
-    except CheckpointError:
-        if 2 * len(like.keys() & state.keys()) < len(state):
-            raise
-        # Its names are ours, as of torch.save(model.state_dict(), path).
-        if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+    except CheckpointError as error:
+        names = _names_in(state, model)
+        if not names or (not partial and any(ours != theirs for ours, theirs in names.items())):
+            raise CheckpointError(f"{path}: {error}") from error
+        if broken := [name for name in names.values() if not state[name].isfinite().all()]:
             raise CheckpointError(f"{path}: '{broken[0]}' is not finite") from None
+        rest = {name: tensor for name, tensor in state.items() if name not in names.values()}
+        state = rest | {ours: state[theirs] for ours, theirs in names.items()}
     return lambda site: state
+
+
+def _names_in(state: Tensors, model: Module) -> dict[str, str]:
+    """The names in a file by our own: it has these, as of torch.save(model.state_dict(), path), or published ones."""
+    known = [{name: name for name in _tensors_of(model)}]
+    known += [form.published(model) for form in FORMS if form.network is type(model)]
+    found = [{ours: theirs for ours, theirs in names.items() if theirs in state} for names in known]
+    return max(found, key=len)
 
 
 def _fitting(like: Tensors, given: Tensors) -> tuple[Tensors, list[str]]:
     """Those that have a name and a shape of the network's, and in words what the others are."""
     common = [name for name in like if name in given]
-    fitting = {name: given[name].to(like[name].dtype) for name in common if given[name].shape == like[name].shape}
+    # Integers that were averaged as floats are constants, or counts that nothing depends on.
+    fitting = {
+        name: given[name].to(like[name].dtype)
+        if given[name].is_floating_point() == like[name].is_floating_point()
+        else like[name]
+        for name in common
+        if given[name].shape == like[name].shape
+    }
     others = {
         "lacks": [name for name in like if name not in given],
         "has unknown": sorted(given.keys() - like.keys()),

@@ -9,11 +9,11 @@ from typing import Any
 from fedgs.algorithms.fedavg import fedavg, fedavg_published
 from fedgs.algorithms.fedgs import fedgs
 from fedgs.algorithms.references import central, local
-from fedgs.algorithms.style_augmentation import with_style_augmentation
+from fedgs.algorithms.style_augmentation import require_styles, with_style_augmentation
 from fedgs.core import Algorithm
 from fedgs.errors import ConfigError, unknown_choice
 
-__all__ = ["ALGORITHMS", "Algorithm", "build", "with_style_augmentation"]
+__all__ = ["ALGORITHMS", "Algorithm", "build", "require_styles", "with_style_augmentation"]
 
 ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,

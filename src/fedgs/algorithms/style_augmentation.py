@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fedgs.models.disentangled import Disentangled
     from fedgs.models.objectives import Objective
 
-__all__ = ["StyleAugmentation", "partner_of", "with_style_augmentation"]
+__all__ = ["StyleAugmentation", "partner_of", "require_styles", "with_style_augmentation"]
 
 _STYLE = "style/"
 _ROUND = "round"
@@ -129,14 +129,14 @@ class StyleAugmentation(LocalRule):
         foreign = {name: tensor for name, tensor in sent.extra.items() if name.startswith(_STYLE)}
         self._partner = next(iter(foreign), "").removeprefix(_STYLE).rpartition("/")[0]
         prefix = f"{_STYLE}{self._partner}/"
-        self._foreign = _frozen(_disentangled(model), foreign, prefix) if foreign else {}
+        self._foreign = _frozen(require_styles(model), foreign, prefix) if foreign else {}
         self._partner_round = int(foreign[prefix + _ROUND]) if foreign else 0
 
     def loss(self, model: Module, batch: Batch, objective: Objective) -> Mapping[str, Tensor]:
         """Adds the distance between the contents of an image and of itself in the other style."""
         if not self._foreign:
             return self._inner.loss(model, batch, objective)
-        network, seen = _disentangled(model), list[Tensor]()
+        network, seen = require_styles(model), list[Tensor]()
         watch = network.content_encoder.register_forward_hook(lambda module, given, made: seen.append(made))
         try:
             terms = self._inner.loss(model, batch, objective)
@@ -168,7 +168,12 @@ class StyleAugmentation(LocalRule):
         return replace(update, metrics=metrics), memory
 
 
-def _disentangled(model: Module) -> Disentangled:
+def require_styles(model: Module) -> Disentangled:
+    """Gives a network that renders images in a style.
+
+    Raises:
+        ConfigError: It is none.
+    """
     from fedgs.models.disentangled import Disentangled
 
     network = unwrap(model)

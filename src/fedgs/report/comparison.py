@@ -28,7 +28,6 @@ _DISPLAY = {
     "central": "All images pooled",
     "imported": "Published checkpoint",
 }
-_REFERENCES = {"local", "central"}
 _BASELINES = ("fedavg-published", "fedavg")
 
 
@@ -67,7 +66,8 @@ def algorithm_label(run: Run) -> str:
 
 def federated(runs: Sequence[Run]) -> bool:
     """Whether hospitals trained one network together in all of the runs, without sharing images."""
-    return not any(run.algorithm in _REFERENCES for run in runs)
+    trained = [run for run in runs if run.history]
+    return all(not run.crossed and len({site for each in run.history for site in each.sites}) > 1 for run in trained)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
