@@ -207,9 +207,9 @@ def test_it_is_given_images_as_large_as_published_unless_made_for_others(utnet: 
         ("SD-UTNet of the server", 70, "got 70 x 70; the nearest size that works is 64 x 64"),
         ("FedDis of the server", 30, "got 30 x 30; the nearest size that works is 32 x 32"),
         ("U-Net of SDNet", 8, "got 8 x 8; the nearest size that works is 16 x 16"),
-        ("SD-UTNet", 128, f"takes images of {SIZE} x {SIZE} pixels only, got a size of 128; leave --size out"),
-        ("UTNet", 0, "size must be at least 1 pixel, got 0"),
-        ("UTNet", -64, "size must be at least 1 pixel, got -64"),
+        ("SD-UTNet", 128, f"takes images of {SIZE} x {SIZE} pixels only, got a size of 128; leave the size out"),
+        ("UTNet", 0, "got 0 x 0; the nearest size that works is 32 x 32"),
+        ("UTNet", -64, "got -64 x -64; the nearest size that works is 32 x 32"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused(title: str, size: int, says: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def build_network(config: RunConfig, channels: int) -> Module:
     if decided := sorted(options.keys() & signature(models.build).parameters.keys()):
         raise ConfigError(f"model option '{decided[0]}' is decided by the data and by --model and --size; leave it out")
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
-    models.check_batch(model, config.training.batch_size)
+    models.check_batch(model, config.training.batch_size, config.data.size)
     # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
     return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

@@ -17,7 +17,7 @@ from fedgs.config import configure
 from fedgs.core import global_of
 from fedgs.data.lesions import SMALL_RULES, SmallRule
 from fedgs.engine import State
-from fedgs.errors import CheckpointError, ConfigError, ShapeError
+from fedgs.errors import CheckpointError, ConfigError
 from fedgs.files import write_atomically
 from fedgs.locks import locked
 from fedgs.models.published_files import Published, read_published
@@ -44,8 +44,8 @@ def import_checkpoint(
     Args:
         file: A `.pt` or `.pth` file; no code in it is run.
         out: The run folder; it must not exist or be empty.
-        size: Side of the images that the network is given, in pixels; None takes that which it is made for, or else
-            512, as published.
+        size: Side of the square images that the network is given, in pixels; None takes that which it is made for (of
+            those that fit, the multiple of 16), or else 512, as published.
         small_rule: Which lesions are small in evaluations.
         score_size: ``"512"`` (as published) or ``"native"``.
         careful: Told what had to be mended.
@@ -55,10 +55,10 @@ def import_checkpoint(
 
     Raises:
         CheckpointError: The file cannot be read, is of no known network, or tells more than two classes apart.
-        ConfigError: The folder exists or holds something, or `size` is not that which the network is made for.
+        ConfigError: The folder exists or holds something.
         ShapeError: The network cannot take images of that size.
     """
-    published, folder = read_published(file, careful=careful), RunFolder(Path(out))
+    published, folder = read_published(file, image_size=size, careful=careful), RunFolder(Path(out))
     if not folder.is_new:
         raise ConfigError(f"{folder.path}: exists already; choose another --out")
     found = dict(published.sizes)
@@ -66,11 +66,6 @@ def import_checkpoint(
     if classes != 2:
         raise CheckpointError(f"{file}: tells {classes} classes apart; expected 2, background and lesion")
     made_for = found.pop("image_size", (None, None))[0]
-    if made_for and size not in (None, made_for):
-        raise ShapeError(
-            f"{file}: its style encoder takes images of {made_for} x {made_for} pixels only, got a size of {size}; "
-            "leave --size out"
-        )
     config = resolve(
         configure(
             algorithm="imported",

@@ -37,6 +37,7 @@ def table(entries) -> pd.DataFrame:
                 "tp": 1,
                 "fp": fp,
                 "fn": 1,
+                "network": "",
                 "pixels": 512 * 512,
             }
             for number, (site, kind, dice, fp) in enumerate(entries)

@@ -17,6 +17,7 @@ from fedgs.models import (
     MODELS,
     OBJECTIVES,
     build,
+    check_batch,
     check_size,
     entry,
     foreground,
@@ -43,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Every entry of the table, small."""
 
+DYNUNET = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 4, 4]}
 SIDES = dict.fromkeys(SMALL, 32) | {"monai:SwinUNETR": 64}
 UNTRAINED = {"monai:UNETR": ("net.vit.",), "feddis_server": ("shape_decoder.",)}
 """Where there are parts that the objective does not reach: of another use of a transformer, of a reconstruction."""
@@ -130,11 +132,71 @@ def test_a_name_with_half_of_it_wrong_is_refused(name: str) -> None:
         ("feddis", {}, 100, "nearest size that works is 104 x 104"),
         ("feddis", {"base_channels": 6}, 64, "multiple of 4"),
         ("unet_sdnet", {"base_channels": 0}, 64, "at least 1"),
+        ("utnet", {"base_channels": "abc"}, 64, r"expected base_channels to be of the type int, got 'abc' \(str\)"),
+        ("utnet", {"base_channels": 8.0}, 64, r"base_channels to be of the type int, got 8.0 \(float\)"),
+        ("utnet", {"base_channels": None}, 64, r"got None \(NoneType\)"),
+        ("utnet", {"base_channels": True}, 64, r"of the type int, got True \(bool\)"),
+        ("utnet", {"recompute": 1}, 64, r"expected recompute to be of the type bool, got 1"),
+        ("unet", {"norm": 3}, 64, r"expected norm to be of the type str, got 3"),
+        ("sd_utnet", {}, (64, 64.0), r"expected image_size to be of the type int \| tuple\[int, int\] \| None"),
+        ("unet", {}, "64", r"expected image_size to be .*, got '64'"),
+        ("monai:DynUNet", DYNUNET | {"deep_supervision": True}, 32, "choose options without deep supervision"),
+        ("monai:BasicUNetPlusPlus", {"deep_supervision": True}, 32, "choose options without deep supervision"),
     ],
 )
 def test_what_a_network_cannot_take_is_said_before_training(name: str, options: Any, size: Any, told: str) -> None:
     with pytest.raises((ConfigError, ShapeError), match=told):
         build(name, in_channels=3, image_size=size, **options)
+
+
+@pytest.mark.parametrize("given", [{"in_channels": 3.0}, {"in_channels": "3"}, {"num_classes": True}])
+def test_channels_and_classes_are_whole_numbers(given: Any) -> None:
+    with pytest.raises(ConfigError, match=f"expected {next(iter(given))} to be of the type int, got "):
+        build("utnet", **{"in_channels": 3, **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("monai:DynUNet", DYNUNET),
+        ("monai:BasicUNetPlusPlus", {"features": [4] * 6}),
+        ("monai:SegResNetDS", {"init_filters": 8, "dsdepth": 2}),
+    ],
+)
+def test_networks_of_several_outputs_train_where_the_first_is_the_segmentation(name: str, options: Any) -> None:
+    model = build(name, in_channels=1, image_size=32, **options)
+    assert model.train()(torch.randn(2, 1, 32, 32)).shape == (2, 2, 32, 32)
+    assert model.eval()(torch.randn(2, 1, 32, 32)).shape == (2, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("unet_sdnet", 16, {"base_channels": 4}),
+        ("unet_sdnet", (16, 31), {"base_channels": 4}),
+        ("utnet", 16, {"base_channels": 4, "reduce_size": 1}),
+        ("sd_utnet_server", 16, {"base_channels": 4, "reduce_size": 1}),
+        ("sdnet", 64, {"base_channels": 4}),
+        ("monai:UNet", 4, {"channels": [4, 4, 4], "strides": [2, 2], "norm": "BATCH"}),
+    ],
+)
+def test_a_batch_of_one_pixel_is_refused_before_it_is_normalised(name: str, size: Any, options: Any) -> None:
+    model = build(name, in_channels=1, image_size=size, **options)
+    with pytest.raises(ShapeError, match=r"batch of 1, .* use a batch size of at least 2"):
+        check_batch(model, 1, size)
+    check_batch(model, 2, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    model.train()(torch.randn(2, 1, height, width))
+    if ":" not in name:
+        with pytest.raises(ShapeError, match="use a batch size of at least 2"):
+            model(torch.randn(1, 1, height, width))
+
+
+@pytest.mark.parametrize("name", ["unet_sdnet", "utnet", "unet", "feddis", "monai:SegResNet"])
+def test_a_single_image_is_trained_on_where_it_can_be(name: str) -> None:
+    model = build(name, in_channels=1, image_size=(32, 64), **SMALL[name])
+    check_batch(model, 1, (32, 64))
+    model.train()(torch.randn(1, 1, 32, 64))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

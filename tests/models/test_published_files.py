@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgs.errors import CheckpointError
+from fedgs.errors import CheckpointError, ShapeError
 from fedgs.models import load_published, segment, to_published
 from fedgs.models.published import FORMS, Form
+from fedgs.models.published_files import read_state
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "UTNet": {"base_channels": 2, "reduce_size": 2},
@@ -114,7 +117,7 @@ def code(state: dict[str, Tensor], path: Path) -> None:
 
 
 def plain_pickle(state: dict[str, Tensor], path: Path) -> None:
-    path.write_bytes(pickle.dumps(Code()))
+    path.write_bytes(pickle.dumps(Code(), protocol=2))
 
 
 def whole_model(state: dict[str, Tensor], path: Path) -> None:
@@ -164,7 +167,84 @@ def impossible_width(state: dict[str, Tensor], path: Path) -> None:
     torch.save({name: value[:0] if "num_batches" not in name else value for name, value in state.items()}, path)
 
 
-REFUSED: Mapping[Callable[[dict[str, Tensor], Path], None], str] = {
+Spoil = Callable[[dict[str, Tensor], Path], None]
+
+
+def entries(**changed: Any) -> Spoil:
+    """Spoils entries, whose names are written with _ for the dots."""
+
+    def spoil(state: dict[str, Tensor], path: Path) -> None:
+        names = {name.replace(".", "_"): name for name in state}
+        torch.save(state | {names[short]: value for short, value in changed.items()}, path)
+
+    return spoil
+
+
+def content(make: Callable[[dict[str, Tensor]], Any]) -> Spoil:
+    return lambda state, path: torch.save(make(state), path)
+
+
+def raw(content: bytes) -> Spoil:
+    return lambda state, path: path.write_bytes(content) and None
+
+
+def legacy(length: int) -> Spoil:
+    def spoil(state: dict[str, Tensor], path: Path) -> None:
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:length])
+
+    return spoil
+
+
+def within_itself(state: dict[str, Tensor]) -> Any:
+    itself: dict[str, Any] = {}
+    itself["model"] = itself
+    return itself
+
+
+def quantised() -> Tensor:
+    scale, zero = torch.ones(2), torch.zeros(2, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_channel(torch.ones(2), scale, zero, 0, torch.qint8)
+
+
+NO_FILE = "cannot be read, it is cut short or no file of torch"
+NOT_PLAIN = "expected a dense tensor of real numbers"
+DIMENSIONS = r"has the shape \(\), expected {} dimensions"
+SPOILT: Mapping[str, tuple[Spoil, str]] = {
+    "number as name": (content(lambda state: {0: torch.ones(1)}), r"by name, found 0 \(Tensor\)"),
+    "pair as name": (content(lambda state: {("a", 1): torch.ones(1)}), r"found \('a', 1\) \(Tensor\)"),
+    "one number as name": (content(lambda state: {**state, 7: torch.ones(1)}), r"found 7 \(Tensor\)"),
+    "one number of a number": (content(lambda state: {**state, 7: 3}), r"found 7 \(int\)"),
+    "head without dimensions": (entries(outc_weight=torch.tensor(1.0)), "outc.weight " + DIMENSIONS.format(4)),
+    "stem without dimensions": (entries(inc_0_conv1_weight=torch.tensor(1.0)), DIMENSIONS.format(4)),
+    "table without dimensions": (
+        entries(down2_blocks_2_attn_relative_position_encoding_relative_position_bias_table=torch.tensor(1.0)),
+        DIMENSIONS.format(2),
+    ),
+    "sparse": (entries(outc_bias=torch.ones(2).to_sparse()), NOT_PLAIN),
+    "quantised": (content(lambda state: state | {"outc.bias": quantised()}), NOT_PLAIN),
+    "meta": (entries(outc_bias=torch.ones(2, device="meta")), NOT_PLAIN),
+    "complex": (entries(outc_bias=torch.ones(2, dtype=torch.complex64)), r"'outc.bias' is a tensor of complex64 .*"),
+    "more than is stored": (
+        entries(inc_0_conv1_weight=torch.zeros(1).expand(20000, 3, 3, 3)),
+        "but not as many stored values",
+    ),
+    "counter that is not finite": (entries(inc_0_bn1_num_batches_tracked=torch.tensor(torch.nan)), "is not finite"),
+    "more than float32 holds": (entries(outc_bias=torch.full((2,), 1e300, dtype=torch.float64)), "is not finite"),
+    "within itself": (content(within_itself), "wrapped more than 8 times, or holds itself"),
+    "legacy, 1 byte": (legacy(1), NO_FILE),
+    "legacy, 30 bytes": (legacy(30), NO_FILE),
+    "legacy, 200 bytes": (legacy(200), NO_FILE),
+    "zip, 1 byte": (raw(b"P"), NO_FILE),
+    "page": (raw(b"<html>404"), NO_FILE),
+    "pointer": (raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"), NO_FILE),
+    "safetensors": (raw((24).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}   '), NO_FILE),
+    "folder": (lambda state, path: path.mkdir(), "spoilt.pt: is no file"),
+    "pipe": (lambda state, path: os.mkfifo(path), "spoilt.pt: is no file"),
+}
+REFUSED: Mapping[Spoil, str] = {
     code: "would run code; it is not opened",
     plain_pickle: "would run code; it is not opened",
     whole_model: "would run code; it is not opened",
@@ -183,16 +263,78 @@ REFUSED: Mapping[Callable[[dict[str, Tensor], Path], None], str] = {
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
 def test_what_cannot_be_used_is_refused(
-    spoil: Callable[[dict[str, Tensor], Path], None],
-    utnet: dict[str, Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    spoil: Spoil, utnet: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spoil(utnet, tmp_path / "spoilt.pt")
     with pytest.raises(CheckpointError, match=REFUSED[spoil]):
         load_published(tmp_path / "spoilt.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_what_is_spoilt_is_refused_with_its_reason(case: str, utnet: dict[str, Tensor], tmp_path: Path) -> None:
+    spoil, says = SPOILT[case]
+    spoil(utnet, tmp_path / "spoilt.pt")
+    with pytest.raises(CheckpointError, match=says):
+        load_published(tmp_path / "spoilt.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_bytes_are_flipped_it_loads_or_is_refused(zipped: bool, tmp_path: Path) -> None:
+    path, draw = tmp_path / "flipped.pt", random.Random(0)
+    torch.save({"a": torch.ones(3), "b": torch.ones(2, 2)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(flipped)
+        try:
+            read_state(path)
+        except CheckpointError:
+            refused += 1
+    assert 0 < refused < 300
+
+
+@pytest.mark.parametrize(
+    ("title", "made_for", "given", "expected"),
+    [
+        ("SDNet", (48, 48), None, (48, 48)),
+        ("SDNet", (20, 20), None, (32, 32)),
+        ("SDNet", (20, 20), 20, (20, 20)),
+        ("SDNet", (32, 48), (32, 48), (32, 48)),
+        ("SDNet", (33, 20), (33, 20), (33, 20)),
+        ("SD-UTNet", (32, 96), (96, 32), (96, 32)),
+    ],
+)
+def test_a_network_is_made_for_the_size_that_is_given(
+    title: str, made_for: tuple[int, int], given: Any, expected: tuple[int, int]
+) -> None:
+    (form,) = (form for form in FORMS if form.title == title)
+    _, state = published(form, image_size=made_for)
+    loaded = load_published(state, image_size=given)
+    assert loaded.image_size == expected
+    assert loaded(torch.randn(2, 3, *expected)).segmentation.shape == (2, 2, *expected)
+
+
+@pytest.mark.parametrize(
+    ("title", "made_for", "given", "says"),
+    [
+        ("SDNet", (32, 48), None, r"image_size=\(height, width\), where ceil\(.* = 6"),
+        ("SDNet", (32, 48), 32, r"images with ceil\(.*\) = 6 only, got 32 x 32"),
+        ("SDNet", (32, 32), 48, "images of 17 x 17 to 32 x 32 pixels only, got a size of 48; leave"),
+        ("SDNet", (32, 32), 0, "got a size of 0"),
+        ("SD-UTNet", (64, 64), 32, "images of 64 x 64 pixels only, got a size of 32; leave"),
+        ("SD-UTNet", (64, 64), (16, 256), "nearest size that works is 32 x 256"),
+        ("UTNet", None, 100, "nearest size that works is 96 x 96"),
+    ],
+)
+def test_a_size_that_a_network_is_not_made_for_is_refused(title: str, made_for: Any, given: Any, says: str) -> None:
+    (form,) = (form for form in FORMS if form.title == title)
+    _, state = published(form, **({"image_size": made_for} if made_for else {}))
+    with pytest.raises((CheckpointError, ShapeError), match=says):
+        load_published(state, image_size=given)
 
 
 def test_a_file_that_is_not_there() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
@@ -62,6 +62,7 @@ MODELS: Mapping[str, Entry] = {
 """Every network by name; NAME stands for a class of MONAI's networks, for instance ``monai:SegResNet``."""
 
 _GIVEN_TO_ALL = {"in_channels", "num_classes", "image_size", "architecture"}
+_IMAGE_SIZE = int | tuple[int, int] | None
 
 
 def entry(name: str) -> tuple[Entry, dict[str, str]]:
@@ -107,18 +108,21 @@ def build(
         begins with probabilities; `segment` gives probabilities in either case.
 
     Raises:
-        ConfigError: Unknown name or option, or a number of channels or classes that makes no sense.
+        ConfigError: Unknown name or option, an option of another type, or a number of channels or classes that makes
+            no sense.
         ShapeError: The network cannot take `image_size`; the message names the nearest size that it can.
     """
     found, given = entry(name)
     arguments: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes, **given, **options}
+    network = getattr(import_module(found.module), found.class_name)
+    parameters = signature(network, eval_str=True).parameters
+    kinds = {option: parameter.annotation for option, parameter in parameters.items()}
+    _require_types(name, kinds | {"image_size": _IMAGE_SIZE}, {**arguments, "image_size": image_size})
     if in_channels < 1 or num_classes < 2:
         raise ConfigError(
             f"model '{name}': expected in_channels >= 1 and num_classes >= 2 (background and lesion), "
             f"got in_channels={in_channels} and num_classes={num_classes}"
         )
-    network = getattr(import_module(found.module), found.class_name)
-    parameters = signature(network).parameters
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = parameters.keys() - _GIVEN_TO_ALL
         for option in options:
@@ -135,13 +139,33 @@ def build(
     return model
 
 
+def _require_types(name: str, kinds: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for option, value in given.items():
+        kind = kinds.get(option, Any)
+        if kind is not Any and not any(_is_of(value, choice) for choice in get_args(kind) or (kind,)):
+            wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
+            raise ConfigError(
+                f"model '{name}': expected {option} to be of the type {wanted}, got {value!r} ({type(value).__name__})"
+            )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Unlike for isinstance, True is no whole number."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and [*map(type, value)] == [*get_args(kind)]
+    return type(value) is kind
+
+
 def load_published(
-    source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
+    source: Path | str | Mapping[str, Any],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    careful: Callable[[str], None] = warnings.warn,
 ) -> nn.Module:
     """Makes the network that a published checkpoint is of; see `fedgs.models.published_files.load_published`."""
     from fedgs.models.published_files import load_published as load
 
-    return load(source, careful=careful)
+    return load(source, image_size=image_size, careful=careful)
 
 
 def to_published(model: nn.Module) -> dict[str, Tensor]:

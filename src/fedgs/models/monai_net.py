@@ -34,7 +34,8 @@ class MonaiNet(nn.Module):
         **options: What that class takes besides.
 
     Raises:
-        ConfigError: No such class, options that it does not take, or one that does not segment images.
+        ConfigError: No such class, options that it does not take, or one that does not segment images, or that gives
+            several segmentations in training.
         ShapeError: The network cannot take the size; the message names the nearest that works.
 
     Source: MONAI, https://monai.io.
@@ -48,6 +49,7 @@ class MonaiNet(nn.Module):
         self._make = partial(_make, kind, in_channels, num_classes, options)
         _require(self._make, architecture, (in_channels, num_classes), image_size)
         self._image_size = image_size
+        self.minimal_batch = 1 if _problem(self._make, (in_channels, num_classes), image_size, batch=1) is None else 2
         self.net = self._make(image_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,16 +122,32 @@ def _require(make: Callable[[Size], nn.Module], architecture: str, channels: tup
     raise ConfigError(f"{architecture} with these options does not segment images of {size[0]} x {size[1]}: {problem}")
 
 
-def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size) -> str | None:
+def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size, batch: int = 2) -> str | None:
+    """Tries evaluation and training, in which some networks give other outputs."""
+    expected = (batch, channels[1], *size)
     try:
         with torch.no_grad():
-            output = _first(make(size).eval().to("meta")(torch.empty(1, channels[0], *size, device="meta")))
+            network, images = make(size).to("meta"), torch.empty(batch, channels[0], *size, device="meta")
+            evaluated, trained = (_shapes(network.train(training)(images)) for training in (False, True))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
-    expected = (1, channels[1], *size)
-    if output.ndim != len(expected):
-        raise ConfigError(f"this network of MONAI gives {tuple(output.shape)} in place of a segmentation {expected}")
-    return None if tuple(output.shape) == expected else f"it gives {tuple(output.shape)} in place of {expected}"
+    if len(evaluated[0]) != len(expected):
+        raise ConfigError(f"this network of MONAI gives {evaluated[0]} in place of a segmentation {expected}")
+    if evaluated[0] != expected:
+        return f"it gives {evaluated[0]} in place of {expected}"
+    if trained[0] != expected or trained.count(expected) > 1:
+        raise ConfigError(
+            f"this network of MONAI gives {', '.join(map(str, trained))} in training in place of one segmentation "
+            f"{expected}; choose options without deep supervision"
+        )
+    return None
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    """Of all tensors of an output, flat; () stands for anything else."""
+    if isinstance(output, (list, tuple)):
+        return [shape for part in output for shape in _shapes(part)]
+    return [tuple(output.shape) if isinstance(output, Tensor) else ()]
 
 
 def _works(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size) -> bool:

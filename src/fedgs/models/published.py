@@ -92,8 +92,8 @@ def _sizes_of_unet(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
 
 
 def _sizes_of_style(shapes: Shapes) -> dict[str, Any]:
-    side = isqrt(2 * shapes["style_encoder.hidden.weight"][1])  # 128 channels at a sixteenth of a square's sides
-    return {"num_classes": shapes["segmentor.head.weight"][0], "image_size": (side, side)}
+    tiles = shapes["style_encoder.hidden.weight"][1] // 128  # as many channels for each, of 16 x 16 pixels
+    return {"num_classes": shapes["segmentor.head.weight"][0], "tiles": tiles}
 
 
 def _sizes_of_feddis(shapes: Shapes) -> dict[str, Any]:
@@ -110,7 +110,8 @@ class Form:
         title: What it is, for people.
         network: Our class.
         names: Published names of the network's own parts.
-        sizes: From shapes by our names to what the class is made with.
+        sizes: From shapes by our names to what the class is made with; where that is made for images of one size, the
+            number of tiles of 16 x 16 pixels that cover them stands for the size.
         prefix: Before every published name.
         example: What a small network of the class is made with beside one channel; its names are those of all sizes.
     """

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedgs.errors import CheckpointError, FedgsError
+from fedgs.errors import CheckpointError, FedgsError, ShapeError
 from fedgs.models.published import FORMS, Form, from_published
+from fedgs.models.sizes import check_size
 from fedgs.models.utnet import RelativePositionBias
 
 __all__ = ["Published", "load_published", "read_published", "read_state"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_DEEPEST_WRAPPING = 8
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+_DECIMAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# How torch words that a file names a class or function that it does not know as harmless.
+_CODE = re.compile("GLOBAL|unrecognized function|allowlisted")
 
 
 class Published(NamedTuple):
@@ -30,52 +39,97 @@ class Published(NamedTuple):
 
 
 def load_published(
-    source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
+    source: Path | str | Mapping[str, Any],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    careful: Callable[[str], None] = warnings.warn,
 ) -> nn.Module:
     """Makes the network that a published state dict belongs to, with its weights, see `read_published`.
 
     Returns:
         The network in training mode; `to_published` gives its tensors back under the same names.
     """
-    return read_published(source, careful=careful).model
+    return read_published(source, image_size=image_size, careful=careful).model
 
 
 def read_published(
-    source: Path | str | Mapping[str, Any], *, careful: Callable[[str], None] = warnings.warn
+    source: Path | str | Mapping[str, Any],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    careful: Callable[[str], None] = warnings.warn,
 ) -> Published:
     """Makes the network that a published state dict belongs to, with its weights.
 
-    Which network, with which channels, classes, widths and image size follows from names and shapes. Prefixes and
+    Which network, with which channels, classes and widths follows from names and shapes. Prefixes and
     wrapping dicts of trainers are taken off, and half precision becomes float32. Tables of relative positions that a
     release has averaged as floats are made anew.
 
     Args:
         source: A `.pt` or `.pth` file, which is opened without running any code in it, or the state dict itself.
+        image_size: Side of the square images, or (height, width), in pixels. A network with a style encoder is made for
+            one size, of which the file tells only ceil(height / 16) * ceil(width / 16); None assumes square images
+            whose sides are multiples of 16.
         careful: Told what had to be mended.
 
     Returns:
         The network in training mode, and which of the published it is.
 
     Raises:
-        CheckpointError: The file cannot be read without running code, or its content is of no known network or not
-            finite; the message tells the nearest network and what differs.
+        CheckpointError: The file cannot be read without running code, its content is of no known network or not
+            finite, or its images cannot be square; the message tells the nearest network and what differs.
+        ShapeError: The network cannot take `image_size`.
     """
     state = read_state(source) if isinstance(source, (str, Path)) else _plain(source)
     form, names = _recognised(state)
-    shapes = {ours: tuple(state[theirs].shape) for ours, theirs in names.items()}
-    try:
-        sizes = form.sizes(shapes)
-        model = form.network(**sizes)
-    except FedgsError as error:
-        raise CheckpointError(f"a checkpoint of {form.title}, but of sizes that it cannot have: {error}") from error
-    object.__setattr__(model, "published_form", form.title)
+    sizes = _sizes(form, {ours: tuple(state[theirs].shape) for ours, theirs in names.items()}, image_size)
+    with torch.device("meta"):  # so that nothing is allocated before all shapes are known to fit
+        empty = _made(form, sizes)
+    from_published(empty, state)
+    if image_size is not None:
+        check_size(empty, *_both_sides(image_size))
+    model = _made(form, sizes)
     expected = model.state_dict()
-    given = from_published(model, {names[ours]: _typed(state[names[ours]], expected[ours]) for ours in names})
-    for name, value in given.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"a checkpoint of {form.title}: '{names[name]}' is not finite")
+    given = {ours: state[theirs].to(expected[ours].dtype) for ours, theirs in names.items()}
     model.load_state_dict(given | _mended(model, given, careful))
     return Published(form.title, model, sizes)
+
+
+def _made(form: Form, sizes: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = form.network(**sizes)
+    except Exception as error:  # sizes come from the file; whatever they lead to is its fault
+        reason = str(error) if isinstance(error, FedgsError) else _brief(error)
+        raise CheckpointError(f"a checkpoint of {form.title}, but of sizes that it cannot have: {reason}") from error
+    object.__setattr__(model, "published_form", form.title)
+    return model
+
+
+def _sizes(
+    form: Form, shapes: Mapping[str, tuple[int, ...]], image_size: int | tuple[int, int] | None
+) -> dict[str, Any]:
+    sizes = form.sizes(shapes)
+    tiles = sizes.pop("tiles", None)
+    if tiles is None:
+        return sizes
+    root = isqrt(tiles)
+    height, width = size = _both_sides(16 * root if image_size is None else image_size)
+    if -(-height // 16) * -(-width // 16) == tiles:
+        return sizes | {"image_size": size}
+    area = f"ceil(height / 16) * ceil(width / 16) = {tiles}"
+    if image_size is None:
+        raise CheckpointError(
+            f"a checkpoint of {form.title} for images that are not square; load it in Python with "
+            f"image_size=(height, width), where {area}"
+        )
+    if root * root == tiles and height == width:
+        smallest = 16 * root if "reduce_size" in sizes else max(16, 16 * root - 15)  # UTNet takes multiples of 16
+        fit = " to ".join(f"{side} x {side}" for side in sorted({smallest, 16 * root})) + " pixels"
+        raise ShapeError(f"its style encoder takes images of {fit} only, got a size of {height}; leave the size out")
+    raise ShapeError(f"its style encoder takes images with {area} only, got {height} x {width} pixels")
+
+
+def _both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
@@ -86,17 +140,18 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .pt or .pth file with a state dict")
+        what = "is no file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {what}; expected a .pt or .pth file with a state dict")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # over how it was pickled, which does not matter here
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds something other than tensors, and opening it would run code; it is not opened. Ask its "
-            "author for a plain state dict: torch.save(model.state_dict(), path)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises whatever damaged bytes happen to lead to
+        if isinstance(error, pickle.UnpicklingError) and _CODE.search(str(error)):
+            raise CheckpointError(
+                f"{path}: holds something other than tensors, and opening it would run code; it is not opened. Ask its "
+                "author for a plain state dict: torch.save(model.state_dict(), path)"
+            ) from error
         raise CheckpointError(
             f"{path}: cannot be read, it is cut short or no file of torch ({_brief(error)})"
         ) from error
@@ -108,27 +163,52 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _plain(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Takes off what trainers wrap around a state dict."""
-    inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    if inner is not None:
-        return _plain(inner)
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not content:
-        found = f"'{others[0]}' ({type(content[others[0]]).__name__})" if others else "nothing"
-        raise CheckpointError(f"expected a state dict of tensors, found {found}")
+def _plain(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Takes off what trainers wrap around a state dict, and refuses entries that are no plain numbers by name."""
+    content = _unwrapped(content)
+    if not content:
+        raise CheckpointError("expected a state dict of tensors, found nothing")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"expected a state dict of tensors by name, found {_shortened(repr(name))} ({type(value).__name__})"
+            )
+        if problem := _problem(value):
+            raise CheckpointError(f"'{name}' {problem}")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in content):
             return _plain({name.removeprefix(prefix): value for name, value in content.items()})
-    return dict(content)
+    return {name: value.detach().cpu() for name, value in content.items()}
+
+
+def _unwrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    for _ in range(_DEEPEST_WRAPPING):
+        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    raise CheckpointError(f"its state dict is wrapped more than {_DEEPEST_WRAPPING} times, or holds itself")
+
+
+def _problem(value: Tensor) -> str | None:
+    """What keeps an entry from being used; only what is stored as it is shaped costs no more memory than its file."""
+    dense = value.layout is torch.strided and not value.is_nested and not value.is_meta
+    if not dense or value.dtype not in _WHOLE + _DECIMAL:
+        return (
+            f"is a tensor of {str(value.dtype).removeprefix('torch.')} ({str(value.layout).removeprefix('torch.')}, "
+            f"{value.device.type}); expected a dense tensor of real numbers"
+        )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has the shape {tuple(value.shape)}, but not as many stored values; save copies: value.clone()"
+    # As float32, which it becomes, and in which larger numbers are infinite.
+    return "is not finite" if value.dtype in _DECIMAL and not value.float().isfinite().all() else None
 
 
 def _recognised(state: Mapping[str, Tensor]) -> tuple[Form, dict[str, str]]:
     """The form whose names these are, with the published name of every entry by our name."""
-    known = {}
-    for form in FORMS:
-        with torch.device("meta"):
-            known[form.title] = form, form.published(form.network(in_channels=1, **form.example))
+    with torch.device("meta"):
+        examples = {form.title: form.network(in_channels=1, **form.example) for form in FORMS}
+    known = {form.title: (form, form.published(examples[form.title])) for form in FORMS}
     distances = {title: len(set(names.values()) ^ state.keys()) for title, (_, names) in known.items()}
     nearest = min(distances, key=lambda title: distances[title])
     form, names = known[nearest]
@@ -141,17 +221,19 @@ def _recognised(state: Mapping[str, Tensor]) -> tuple[Form, dict[str, str]]:
             f"a checkpoint of no known network; the nearest is {nearest}, but it {' and '.join(differences)}. "
             f"Known are: {', '.join(known)}"
         )
+    for ours, example in examples[nearest].state_dict().items():
+        shape = tuple(state[names[ours]].shape)
+        if len(shape) != example.ndim or not prod(shape):
+            raise CheckpointError(
+                f"a checkpoint of {nearest}, but {names[ours]} has the shape {shape}, expected {example.ndim} "
+                "dimensions, none of them empty"
+            )
     return form, names
 
 
 def _some(entries: list[str], shown: int = 5) -> str:
     more = f" and {len(entries) - shown} more" if len(entries) > shown else ""
     return ", ".join(entries[:shown]) + more
-
-
-def _typed(value: Tensor, like: Tensor) -> Tensor:
-    """An entry in our type; integers that were averaged as floats are left to `_mended`."""
-    return value.to(like.dtype) if value.dtype != like.dtype else value
 
 
 def _mended(model: nn.Module, given: Mapping[str, Tensor], careful: Callable[[str], None]) -> dict[str, Tensor]:
@@ -169,4 +251,10 @@ def _mended(model: nn.Module, given: Mapping[str, Tensor], careful: Callable[[st
 
 
 def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """The reason alone; torch precedes it by advice to run whatever is in the file."""
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    return _shortened((reason.splitlines() or [type(error).__name__])[0])
+
+
+def _shortened(text: str, longest: int = 120) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"

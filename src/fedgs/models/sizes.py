@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fedgs.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["KnowsItsSizes", "check_batch", "check_size", "nearest_size"]
 
@@ -57,21 +61,27 @@ def check_size(model: object, height: int, width: int) -> None:
     )
 
 
-def check_batch(model: object, images: int) -> None:
+def check_batch(model: nn.Module, images: int, size: int | Sequence[int] | None = None) -> None:
     """Refuses a number of images that the network cannot be trained on at once.
 
-    A model that declares no `minimal_batch` is taken at its word.
+    A network that declares no `minimal_batch`, and of no part a `deepest_stride`, is taken at its word.
 
     Args:
         model: The network.
         images: In a batch.
+        size: Side of the square images, or (height, width), in pixels; of the smallest images, networks that normalise
+            their deepest features over the batch need more than one.
 
     Raises:
         ShapeError: They are too few.
     """
-    minimum = getattr(model, "minimal_batch", 1)
+    sides = (size,) if isinstance(size, int) else tuple(size or ())
+    always = getattr(model, "minimal_batch", 1)
+    enough = 2 * max(getattr(part, "deepest_stride", 0) for part in model.modules())
+    minimum = max(always, 2) if sides and max(sides) < enough else always
     if images < minimum:
+        larger = f", or images of at least {enough} pixels to a side" if minimum > always else ""
         raise ShapeError(
             f"{type(model).__name__} cannot be trained on a batch of {images}, because it normalises over the images "
-            f"of a batch; use a batch size of at least {minimum}"
+            f"of a batch; use a batch size of at least {minimum}{larger}"
         )

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedgs.errors import ConfigError
 from fedgs.models.recompute import run_stage
-from fedgs.models.sizes import check_size
+from fedgs.models.sizes import check_batch, check_size
 
 __all__ = ["SDNetUNet"]
 
@@ -47,7 +47,8 @@ class Bottleneck(nn.Module):
 class SDNetUNet(nn.Module):
     """The U-Net that SDNet takes its content from, 35.1 million parameters at full width; returns logits.
 
-    Any height and width of at least 16 pixels, which four halvings leave one of.
+    Any height and width of at least 16 pixels, which four halvings leave one of; a single image below 32 cannot be
+    trained on.
 
     Args:
         in_channels: Of the images, for instance 3 for RGB.
@@ -64,6 +65,8 @@ class SDNetUNet(nn.Module):
 
     size_multiple = 1
     minimal_size = 16
+    deepest_stride = 16
+    """Pixels to a side of one of the deepest features, which batch norm cannot take one of alone."""
 
     def __init__(
         self, *, in_channels: int, num_classes: int = 2, base_channels: int = 64, recompute: bool = False
@@ -92,9 +95,11 @@ class SDNetUNet(nn.Module):
             (B, classes, H, W).
 
         Raises:
-            ShapeError: H or W is below 16 pixels.
+            ShapeError: H or W is below 16 pixels, or a single image below 32 is trained on.
         """
         check_size(self, *images.shape[-2:])
+        if self.training:
+            check_batch(self, len(images), images.shape[-2:])
         full = self._run(self.down1, images)
         half = self._run(self.down2, functional.max_pool2d(full, 2))
         quarter = self._run(self.down3, functional.max_pool2d(half, 2))

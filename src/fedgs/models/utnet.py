@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedgs.errors import ConfigError
 from fedgs.models.recompute import run_stage
-from fedgs.models.sizes import check_size
+from fedgs.models.sizes import check_batch, check_size
 
 __all__ = [
     "AttentionBlock",
@@ -249,6 +249,9 @@ class UTNet(nn.Module):
     Source: Gao et al., UTNet: A Hybrid Transformer Architecture for Medical Image Segmentation, MICCAI 2021.
     """
 
+    deepest_stride = 16
+    """Pixels to a side of one of the deepest features, which batch norm cannot take one of alone."""
+
     def __init__(
         self,
         *,
@@ -287,9 +290,11 @@ class UTNet(nn.Module):
             (B, classes, H, W).
 
         Raises:
-            ShapeError: The network cannot take H x W.
+            ShapeError: The network cannot take H x W, or a single image below 32 pixels is trained on.
         """
         check_size(self, *images.shape[-2:])
+        if self.training:
+            check_batch(self, len(images), images.shape[-2:])
         full = self._run(self.stem, images)
         half = self._run(self.down1, full)
         quarter = self._run(self.down2, half)
