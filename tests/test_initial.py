@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedgs.assembly import build_algorithm, build_network, resolve
 from fedgs.config import RunConfig, configure
-from fedgs.core import global_of, memory_of, own_in, own_of
+from fedgs.core import global_of
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.events import Event, RoundFinished, RoundStarted
@@ -27,6 +27,7 @@ from fedgs.experiment import train
 from fedgs.initial import initial_state
 from fedgs.models import initialise, to_published
 from fedgs.models.published import FORMS
+from fedgs.own import memory_of, own_in, own_of
 from fedgs.run_folder import RunFolder
 from fedgs.seeds import generator
 from fedgs.tensors import Tensors, buffers_of, weights_of

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from fedgs.algorithms import fedavg, fedavg_published, fedgs, with_style_augmentation
 from fedgs.algorithms.references import central, local
 from fedgs.algorithms.style_augmentation import partner_of
-from fedgs.core import Algorithm, Global, Site, global_of, own_in, own_of, parts_of_sites, run_round, train_locally
+from fedgs.core import Algorithm, Global, Site, global_of, run_round, train_locally
 from fedgs.data.case import Batch
 from fedgs.engine import State
 from fedgs.errors import ConfigError
 from fedgs.models import build, initialise, objective
+from fedgs.own import own_in, own_of, parts_of_sites
+from fedgs.scoring import networks_for, sites_keep
 from fedgs.tensors import buffers_of, weights_of
 from nets import Tiny, site, tiny
 
@@ -176,12 +178,12 @@ def test_networks_for_a_hospital() -> None:
         "B": {"own/x": torch.tensor([3.0]), "own/n": torch.tensor(5)},
     }
     shared, alone = State(Global(weights, {}), memories), State(Global({}, {}), memories)
-    assert shared.own("B") == {"": {"x": torch.tensor([3.0]), "n": torch.tensor(5)}}
-    assert shared.own("new") == {"": {"x": torch.tensor([2.0]), "n": torch.tensor(3)}}
-    assert alone.own("A") == {"A": {"x": torch.tensor([1.0]), "n": torch.tensor(3)}}
-    assert list(alone.own("new")) == ["A", "B"]
-    assert State(Global(weights, {})).own("A") == {"": {}}
-    assert (shared.keeps, State(Global(weights, {})).keeps) == (True, False)
+    assert networks_for(shared, "B") == {"": {"x": torch.tensor([3.0]), "n": torch.tensor(5)}}
+    assert networks_for(shared, "new") == {"": {"x": torch.tensor([2.0]), "n": torch.tensor(3)}}
+    assert networks_for(alone, "A") == {"A": {"x": torch.tensor([1.0]), "n": torch.tensor(3)}}
+    assert list(networks_for(alone, "new")) == ["A", "B"]
+    assert networks_for(State(Global(weights, {})), "A") == {"": {}}
+    assert (sites_keep(shared), sites_keep(State(Global(weights, {})))) == (True, False)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

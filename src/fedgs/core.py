@@ -15,6 +15,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedgs.errors import TrainingError
+from fedgs.own import memory_of, own_in, own_of, parts_of_sites, without_own
 from fedgs.tensors import (
     Difference,
     Tensors,
@@ -23,7 +24,6 @@ from fedgs.tensors import (
     load_tensors_into,
     norms,
     numbers,
-    unwrap,
     weights_of,
     wide,
 )
@@ -40,16 +40,9 @@ __all__ = [
     "Update",
     "global_of",
     "load",
-    "memory_of",
-    "own_in",
-    "own_of",
-    "parts_of_sites",
     "run_round",
     "train_locally",
 ]
-
-_OWN = "own/"
-"""Before the names of what a site keeps of its model, in its memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,15 +138,6 @@ class LocalRule:
         return update, {}
 
 
-def parts_of_sites(model: Module) -> frozenset[str]:
-    """Names of the tensors that sites keep because the network says so, by the attribute ``site_parts``.
-
-    That is a tuple of names of its submodules, for instance the style encoder of a disentangled network.
-    """
-    parts = tuple(f"{part}." for part in getattr(unwrap(model), "site_parts", ()))
-    return frozenset(name for name in (*weights_of(model), *buffers_of(model)) if name.startswith(parts))
-
-
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A federated algorithm, as a value.
@@ -182,22 +166,6 @@ def global_of(model: Module, kept: Collection[str] = ()) -> Global:
         weights={name: weight.detach().clone() for name, weight in weights_of(model).items() if name not in kept},
         buffers={name: buffer.detach().clone() for name, buffer in buffers_of(model).items() if name not in kept},
     )
-
-
-def own_of(model: Module, kept: Collection[str]) -> dict[str, Tensor]:
-    """Gives a copy of what a site keeps of its model."""
-    tensors: dict[str, Tensor] = {**weights_of(model), **buffers_of(model)}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items() if name in kept}
-
-
-def own_in(memory: Tensors) -> dict[str, Tensor]:
-    """Gives what a site keeps of its model, from its memory."""
-    return {name.removeprefix(_OWN): tensor for name, tensor in memory.items() if name.startswith(_OWN)}
-
-
-def memory_of(own: Tensors) -> dict[str, Tensor]:
-    """Gives what a site keeps of its model, as its memory has it."""
-    return {f"{_OWN}{name}": tensor for name, tensor in own.items()}
 
 
 def load(model: Module, state: Global, own: Tensors = MappingProxyType({})) -> None:
@@ -229,7 +197,7 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
     load(model, sent, own)
     model.train()
     optimizer = site.optimizer(model.parameters())
-    rule.begin(model, optimizer, sent, {name: memory[name] for name in memory if not name.startswith(_OWN)}, site)
+    rule.begin(model, optimizer, sent, without_own(memory), site)
     device = next(model.parameters()).device.type
     sums: dict[str, float] = {}
     steps = 0

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import Module
 
-from fedgs.core import Algorithm, Global, Site, Update, own_in, run_round
+from fedgs.core import Algorithm, Global, Site, Update, run_round
 from fedgs.errors import ConfigError
 from fedgs.events import Listener, RoundFinished, RoundStarted, SiteFinished
 from fedgs.seeds import generator
@@ -71,40 +71,6 @@ class State:
     server: Global
     memories: Mapping[str, Tensors] = field(default_factory=dict)
     best: Mapping[str, Best] = field(default_factory=dict)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether sites keep anything of the model."""
-        return any(own_in(memory) for memory in self.memories.values())
-
-    def own(self, site: str) -> dict[str, Tensors]:
-        """Gives what sites keep of the model, for the networks that score a site's images, by name of the network.
-
-        That is what the site itself keeps. For a hospital without any it is the mean over the sites that keep something
-        (of integers, the first site's); where sites share nothing, it is what every one of them keeps.
-
-        Args:
-            site: Name of the site.
-
-        Returns:
-            One entry, whose name is empty unless sites share nothing; then a site's name.
-        """
-        known: dict[str, Tensors] = {
-            name: own for name in sorted(self.memories) if (own := own_in(self.memories[name]))
-        }
-        if not self.server.weights:
-            return {site: known[site]} if site in known else known
-        if site in known or not known:
-            return {"": known.get(site, {})}
-        first, *others = known.values()
-        return {
-            "": {
-                name: torch.stack([tensor, *(own[name] for own in others)]).mean(0)
-                if tensor.is_floating_point()
-                else tensor
-                for name, tensor in first.items()
-            }
-        }
 
 
 @dataclass(frozen=True, slots=True)

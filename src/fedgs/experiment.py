@@ -31,7 +31,7 @@ from fedgs.assembly import (
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
-from fedgs.core import Site, own_of
+from fedgs.core import Site
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
 from fedgs.data.index import Index, Progress, open_data
@@ -43,6 +43,7 @@ from fedgs.initial import describe_initial, initial_state
 from fedgs.locks import locked
 from fedgs.metrics.table import summarise
 from fedgs.overlays import Gallery
+from fedgs.own import own_of
 from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settings, refuse_other_split
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.scoring import score_state

@@ -34,6 +34,7 @@ from fedgs.locks import locked
 from fedgs.metrics.functional import confusion, dice
 from fedgs.models import TakesApart
 from fedgs.run_folder import CHECKPOINTS, RunFolder
+from fedgs.scoring import networks_for, sites_keep
 
 __all__ = ["explain"]
 
@@ -244,7 +245,7 @@ class _Explainer:
                 grid[site] = [_as_picture(model.render(content, style)[0]) for content in contents.values()]
         rendered = [[grid[site][place] for site in images] for place in range(len(images))]
         cases = {site: str(self.index.table["case"].iloc[row]) for site, row in chosen.items()}
-        own = sorted(set(self.finished.state.memories) & set(cases)) if self.finished.state.keeps else []
+        own = sorted(set(self.finished.state.memories) & set(cases)) if sites_keep(self.finished.state) else []
         return (
             {"kind": "styles", "file": "styles.png", "title": "Styles", "cases": cases, "own_styles": own},
             style_figure(pictures, pictures, rendered),
@@ -258,7 +259,7 @@ class _Explainer:
 
     def _load(self, model: Module, site: str) -> str:
         """Loads the network that is for a site's images; where there are several, the first."""
-        name, own = next(iter(self.finished.state.own(site).items()))
+        name, own = next(iter(networks_for(self.finished.state, site).items()))
         load(model, self.finished.state.server, own)
         model.eval()
         return name

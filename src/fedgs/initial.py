@@ -10,12 +10,14 @@ from typing import Any
 from torch.nn import Module
 
 from fedgs.config import ModelConfig
-from fedgs.core import Global, global_of, memory_of
+from fedgs.core import Global, global_of
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.models.published import FORMS
 from fedgs.models.published_files import read_published, read_state
+from fedgs.own import memory_of
 from fedgs.run_folder import RunFolder
+from fedgs.scoring import networks_for
 from fedgs.tensors import Tensors, buffers_of, weights_of
 
 __all__ = ["describe_initial", "initial_state"]
@@ -99,7 +101,7 @@ def _networks_of_run(path: Path) -> Callable[[str], Tensors]:
     state = folder.load(_checkpoint_of(folder).stem)
 
     def network_for(site: str) -> Tensors:
-        networks = list(state.own(site).values())
+        networks = list(networks_for(state, site).values())
         if len(networks) != 1:
             raise ConfigError(
                 f"{path}: its hospitals share nothing, so it holds no network that others could start from; "

@@ -5,14 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+import torch
 from torch.nn import Module
 
 from fedgs.core import load
 from fedgs.data.index import Index
 from fedgs.engine import State
 from fedgs.evaluation import Prediction, Scorer
+from fedgs.own import own_in
+from fedgs.tensors import Tensors
 
-__all__ = ["score_state"]
+__all__ = ["networks_for", "score_state", "sites_keep"]
+
+
+def sites_keep(state: State) -> bool:
+    """Whether sites keep anything of the model."""
+    return any(own_in(memory) for memory in state.memories.values())
+
+
+def networks_for(state: State, site: str) -> dict[str, Tensors]:
+    """Gives what sites keep of the model, for the networks that are for a site's images, by name of the network.
+
+    That is what the site itself keeps. For a hospital without any it is the mean over the sites that keep something (of
+    integers, the first site's); where sites share nothing, it is what every one of them keeps.
+
+    Args:
+        state: What a round left, or a checkpoint holds.
+        site: Name of the site.
+
+    Returns:
+        One entry, whose name is empty unless sites share nothing; then a site's name.
+    """
+    known: dict[str, Tensors] = {name: own for name in sorted(state.memories) if (own := own_in(state.memories[name]))}
+    if not state.server.weights:
+        return {site: known[site]} if site in known else known
+    if site in known or not known:
+        return {"": known.get(site, {})}
+    first, *others = known.values()
+    return {
+        "": {
+            name: torch.stack([tensor, *(own[name] for own in others)]).mean(0)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in first.items()
+        }
+    }
 
 
 def score_state(
@@ -42,10 +79,10 @@ def score_state(
         A row per case and network with the columns of scores.csv.
     """
     sites = index.table["site"].iloc[list(rows)]
-    groups = {str(site): own.index.tolist() for site, own in sites.groupby(sites)} if state.keeps else {}
+    groups = {str(site): own.index.tolist() for site, own in sites.groupby(sites)} if sites_keep(state) else {}
     tables = []
     for site, of_site in (groups or {"": list(rows)}).items():
-        for network, own in state.own("" if by_others else site).items():
+        for network, own in networks_for(state, "" if by_others else site).items():
             if by_others and network == site:
                 continue
             load(model, state.server, own)

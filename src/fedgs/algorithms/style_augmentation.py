@@ -25,8 +25,9 @@ from torch.nn import Module
 from torch.nn.functional import l1_loss
 from torch.optim import Optimizer
 
-from fedgs.core import Algorithm, Global, LocalRule, Site, Update, own_of, parts_of_sites
+from fedgs.core import Algorithm, Global, LocalRule, Site, Update
 from fedgs.errors import ConfigError
+from fedgs.own import own_of, parts_of_sites
 from fedgs.tensors import Tensors, unwrap
 
 if TYPE_CHECKING:

@@ -1,0 +1,45 @@
+"""What a site keeps of its model: which tensors, and how its memory holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+from torch.nn import Module
+
+from fedgs.tensors import Tensors, buffers_of, unwrap, weights_of
+
+__all__ = ["memory_of", "own_in", "own_of", "parts_of_sites", "without_own"]
+
+_OWN = "own/"
+"""Before the names of what a site keeps of its model, in its memory."""
+
+
+def parts_of_sites(model: Module) -> frozenset[str]:
+    """Names of the tensors that sites keep because the network says so, by the attribute ``site_parts``.
+
+    That is a tuple of names of its submodules, for instance the style encoder of a disentangled network.
+    """
+    parts = tuple(f"{part}." for part in getattr(unwrap(model), "site_parts", ()))
+    return frozenset(name for name in (*weights_of(model), *buffers_of(model)) if name.startswith(parts))
+
+
+def own_of(model: Module, kept: Collection[str]) -> dict[str, Tensor]:
+    """Gives a copy of what a site keeps of its model."""
+    tensors: dict[str, Tensor] = {**weights_of(model), **buffers_of(model)}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if name in kept}
+
+
+def own_in(memory: Tensors) -> dict[str, Tensor]:
+    """Gives what a site keeps of its model, from its memory."""
+    return {name.removeprefix(_OWN): tensor for name, tensor in memory.items() if name.startswith(_OWN)}
+
+
+def memory_of(own: Tensors) -> dict[str, Tensor]:
+    """Gives what a site keeps of its model, as its memory has it."""
+    return {f"{_OWN}{name}": tensor for name, tensor in own.items()}
+
+
+def without_own(memory: Tensors) -> dict[str, Tensor]:
+    """Gives what a site remembers beside its own part of the model."""
+    return {name: tensor for name, tensor in memory.items() if not name.startswith(_OWN)}
