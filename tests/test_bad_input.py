@@ -347,7 +347,7 @@ ROWS |= {
         "classes": refused(f"{TRAIN} --model-option num_classes=3", "'num_classes' is decided by the data", "leave it"),
         "device of another package": refused(f"{TRAIN} --device hpu", "device 'hpu' cannot be used here"),
         "control character": refused(FILE, "control char", spoil=settings_file('[data]\nsplit = "a\\u0000b"\n')),
-        "norm": refused(f"{TRAIN} --model-option norm=[1]", "unknown norm [1]", "batch"),
+        "norm": refused(f"{TRAIN} --model-option norm=[1]", "expected norm to be of the type str, got [1]"),
         "device without values": refused(f"{TRAIN} --device meta", "device 'meta' cannot be used here", "--device cpu"),
         "fold": refused(f"{TRAIN} --fold 7", "fold must be 0 to 4, got 7"),
         "number": refused(f"{TRAIN} --rounds many", "--rounds", "'many' is not a valid integer"),
