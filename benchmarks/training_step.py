@@ -40,16 +40,11 @@ def _rows(name: str, size: int, *, quick: bool) -> list[Row]:
     }
     memory = {way: _peak(make) for way, make in ways.items()}
     found = paired({way: make() for way, make in ways.items()}, repeats=3 if quick else 5, warmup=1)
-    goals = {"fp32": (1 / 1.4, 1 / 1.5), "bf16": (1 / 3, 1 / 1.5)}
     rows = []
     for way in list(ways)[1:]:
-        what = f"{name} training step {size} px, {way}"
-        if way in goals:
-            rows.append(against(what, found[way], found["plain"], at_most=goals[way][0]))
-            rows.append(against("memory of that", memory[way], memory["plain"], at_most=goals[way][1], unit="MiB"))
-        else:
-            rows.append(Row(what, found[way], found["plain"], "ms"))
-            rows.append(Row("memory of that", memory[way], memory["plain"], "MiB"))
+        what, goal = f"{name} training step {size} px, {way}", 1 / 3 if way == "bf16" else 1 / 1.4
+        rows.append(against(what, found[way], found["plain"], at_most=goal))
+        rows.append(against("memory of that", memory[way], memory["plain"], at_most=1 / 1.5, unit="MiB"))
     return rows
 
 

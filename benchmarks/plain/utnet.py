@@ -1,4 +1,4 @@
-"""UTNet with explicit einsum attention and a bias that is gathered and materialised per pixel and image."""
+"""Networks the plain way: UTNet with explicit einsum attention and a bias materialised per pixel and image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedgs.models.instance_norm import InstanceNorm
 from fedgs.models.utnet import (
     AttentionBlock,
     AttentionUp,
@@ -18,7 +19,10 @@ from fedgs.models.utnet import (
 
 
 def plainly(model: nn.Module) -> nn.Module:
-    """Gives a network whose UTNet, or what it has of it, runs the plain way; parameters stay as they are."""
+    """Gives a network whose UTNet and instance norms, or what it has of them, run the plain way.
+
+    Parameters stay as they are.
+    """
     plain: dict[type[nn.Module], type[nn.Module]] = {
         SelfAttention: _SelfAttention,
         CrossAttention: _CrossAttention,
@@ -26,6 +30,7 @@ def plainly(model: nn.Module) -> nn.Module:
         AttentionBlock: _AttentionBlock,
         PlainUp: _PlainUp,
         AttentionUp: _AttentionUp,
+        InstanceNorm: nn.InstanceNorm2d,
     }
     for module in model.modules():
         module.__class__ = plain.get(type(module), type(module))

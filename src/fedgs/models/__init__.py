@@ -133,7 +133,9 @@ def build(
         if size is None:
             raise ConfigError(f"model '{name}' is made for images of one size; give image_size, in pixels")
         arguments["image_size"] = size
-    model: nn.Module = network(**arguments)
+    from fedgs.models.instance_norm import with_instance_norm
+
+    model: nn.Module = with_instance_norm(network(**arguments))
     if size is not None:
         check_size(model, *size)
     return model
