@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 __all__ = ["InstanceNorm", "with_instance_norm"]
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -31,7 +27,7 @@ class InstanceNorm(nn.InstanceNorm2d):
         return torch.cat([batch_norm(image, None, None, weight, bias, training=True, eps=self.eps) for image in images])
 
 
-def with_instance_norm(model: Network) -> Network:
+def with_instance_norm(model: nn.Module) -> nn.Module:
     """Makes every instance norm of torch an `InstanceNorm`; parameters and names stay what they are."""
     for module in model.modules():
         if type(module) is nn.InstanceNorm2d:
