@@ -70,7 +70,7 @@ def site(
     return Site(
         name=name,
         round=number,
-        batches=batches(steps, hash_of(name) if seed is None else seed, small=small, dtype=dtype),
+        batches=list(batches(steps, hash_of(name) if seed is None else seed, small=small, dtype=dtype)),
         num_examples=4 * steps if examples is None else examples,
         objective=objective,
         optimizer=optimizer,

@@ -79,7 +79,11 @@ class AlgorithmConfig:
     """The federated algorithm."""
 
     algorithm: str = _setting(
-        "fedgs", "Algorithm: fedgs, fedavg (McMahan's), fedavg-published (paper's baseline), local or central."
+        "fedgs",
+        "Algorithm: fedgs, fedgs-gradient, fedavg (McMahan's), fedavg-published (paper's baseline), a control "
+        "(matched-global, matched-site, shuffled-scale, oversample-small, weighted-loss), or a reference (local, "
+        "central); extended by +fedprox, +fednova, +scaffold, +fedopt, +fedbn, +silobn, +fedper, +ditto, which alone "
+        "extend fedavg.",
     )
     difficulty: str | None = _setting(None, "Area that makes an image hard, for fedgs: image (published) or lesion.")
     style_from: int | None = _setting(
@@ -90,6 +94,13 @@ class AlgorithmConfig:
         metadata={"description": "Whether a site gives its style, as SITE=false; it does by default."},
     )
     server_momentum: float | None = _setting(None, "Momentum of the server, for fedgs, in [0, 1).")
+    server_optimizer: str | None = _setting(None, "Optimizer of the server, for fedopt: adam, yogi, adagrad or sgd.")
+    server_lr: float | None = _setting(None, "Learning rate of the server, for fedopt, above 0.")
+    server_beta1: float | None = _setting(None, "First moment of the server, for fedopt, in [0, 1).")
+    mu: float | None = _setting(None, "Pull toward the server's weights, for fedprox, 0 or above.")
+    ditto_lambda: float | None = _setting(None, "Pull of the personal networks to the server's weights, for ditto.")
+    head: str | None = _setting(None, "Part of the network that hospitals keep, for fedper.")
+    normalised: bool | None = _setting(None, "Divide weights by the hospital's mean, for weighted-loss.")
 
     def __post_init__(self) -> None:
         """Checks that a site says yes or no."""

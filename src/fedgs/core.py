@@ -29,6 +29,9 @@ from fedgs.tensors import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fedgs.data.case import Batch
     from fedgs.models.objectives import Objective
 
@@ -55,6 +58,7 @@ class Global:
         extra: What an algorithm sends with them.
         state: What only the server needs, for instance moments; it is checkpointed and never sent.
         round: Number of finished rounds.
+        metrics: Numbers for people about the aggregation that led here; neither sent nor checkpointed.
     """
 
     weights: Tensors
@@ -62,6 +66,7 @@ class Global:
     extra: Tensors = field(default_factory=dict)
     state: Tensors = field(default_factory=dict)
     round: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,12 +97,14 @@ class Site:
     Attributes:
         name: Name of the site.
         round: Number of the round under way, from 1.
-        batches: The batches of this round, one per optimizer step.
+        batches: The batches of this round, one per optimizer step; each time they are iterated over they are the same,
+            for rules that look ahead or train twice.
         num_examples: Training cases of the site.
         objective: Output of the network and its batch -> named terms, whose sum is the loss.
         optimizer: Makes a fresh optimizer, so that its moments start from zero.
         own: What it starts its first round with of all that the server does not send; later it is in its memory.
         generator: Randomness for an algorithm's own use.
+        seed: Of torch's own generator, which dropout and the like draw from; None leaves that as it is.
         autocast: Type of the activations; None computes everything in the type of the weights.
         on_step: Told the number of the step, its loss and the terms of that.
     """
@@ -110,6 +117,7 @@ class Site:
     optimizer: Callable[[Iterable[Parameter]], Optimizer]
     own: Tensors = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
+    seed: int | None = None
     autocast: torch.dtype | None = None
     on_step: Callable[[int, float, Mapping[str, float]], None] = lambda step, loss, terms: None
 
@@ -149,7 +157,12 @@ class Algorithm:
         keeps: Names of the model's tensors that never leave a site; each site has its own and remembers them. All
             others are shared.
         send: What a site, by name, is sent of the server's state.
+        start: What the server needs before the first round, given the names of all sites.
         pools: The data of all sites are put together, as if there were one.
+        case_weights: How often a site's case is drawn, relative to its others: flags of small ones (n,), bool, and
+            lesion areas as shares of the image (n,) -> (n,), > 0. None draws every case once per epoch.
+        traits: What it changes against federated averaging, in words; `fedgs.algorithms.composition` knows which of
+            them exclude each other.
     """
 
     name: str
@@ -157,7 +170,10 @@ class Algorithm:
     aggregate: Callable[[Global, Mapping[str, Update]], Global]
     keeps: Callable[[Module], Collection[str]] = parts_of_sites
     send: Callable[[Global, str], Global] = lambda state, site: replace(state, state={})
+    start: Callable[[Global, Collection[str]], Global] = lambda state, sites: state
     pools: bool = False
+    case_weights: Callable[[NDArray[np.bool_], NDArray[np.float64]], NDArray[np.float64]] | None = None
+    traits: frozenset[str] = frozenset()
 
 
 def global_of(model: Module, kept: Collection[str] = ()) -> Global:
@@ -194,6 +210,8 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         TrainingError: The loss, or what it made of the network, is not finite.
     """
     own = own_in(memory) or site.own
+    if site.seed is not None:
+        torch.manual_seed(site.seed)
     load(model, sent, own)
     model.train()
     optimizer = site.optimizer(model.parameters())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch.nn import Module
 
 from fedgs import models
@@ -31,10 +33,12 @@ from fedgs.assembly import (
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
-from fedgs.core import Site
+from fedgs.core import Algorithm, Site
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import training_batches
+from fedgs.data.case import Batch
 from fedgs.data.index import Index, Progress, open_data
+from fedgs.data.lesions import MASK_SIZE
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -117,6 +121,16 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
+class _Anew:
+    """Batches that are made anew, and so are the same, each time they are iterated over."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+
+@dataclass(frozen=True, slots=True)
 class _Trial:
     """One run, prepared: everything is checked, nothing is written."""
 
@@ -159,10 +173,10 @@ class _Trial:
     def start(self) -> tuple[State, list[str]]:
         """Gives the state before the first round, and what a person should know of it."""
         notes: list[str] = []
-        state = initial_state(
-            self.config.model, self.model, kept=self.own.keys(), sites=list(self.training_rows()), careful=notes.append
-        )
-        return state, notes
+        sites = list(self.training_rows())
+        state = initial_state(self.config.model, self.model, kept=self.own.keys(), sites=sites, careful=notes.append)
+        algorithm = build_algorithm(self.config, base=self.index.small_rule.base)
+        return replace(state, server=algorithm.start(state.server, sites)), notes
 
     def rows(self, part: str) -> list[int]:
         """Rows of the index that are of a part; the split has the index's order."""
@@ -190,7 +204,7 @@ class _Trial:
             rows, steps = {_POOL: sorted(row for own in rows.values() for row in own)}, {_POOL: sum(steps.values())}
         name, rounds = self.config.algorithm.algorithm, self.config.federation.rounds
         emit(RunStarted(name, rounds, state.server.round, round(sum(steps.values()) * schedule.fraction_of_sites)))
-        sites = {site: partial(self._site, site, rows[site], steps[site], emit) for site in rows}
+        sites = {site: partial(self._site, algorithm, site, rows[site], steps[site], emit) for site in rows}
         federation = Federation(self.model, algorithm, sites, partial(self._validate, folder, emit))
         state = run_rounds(federation, schedule, state, folder, emit)
         summary = self._final(folder, state, emit) | {"seconds": round(time.monotonic() - started, 1)}
@@ -209,30 +223,38 @@ class _Trial:
             evaluate_every=federation.evaluate_every,
         )
 
-    def _site(self, name: str, rows: list[int], steps: int, emit: Listener, number: int) -> Site:
+    def _case_weights(self, algorithm: Algorithm, rows: list[int]) -> NDArray[np.float64] | None:
+        if algorithm.case_weights is None:
+            return None
+        cases = self.index.table.iloc[rows]
+        areas = cases["lesion_area"].to_numpy(dtype=float) / MASK_SIZE**2
+        return algorithm.case_weights(cases["is_small"].to_numpy(dtype=bool), areas)
+
+    def _site(self, algorithm: Algorithm, name: str, rows: list[int], steps: int, emit: Listener, number: int) -> Site:
         training, device = self.config.training, torch.device(self.config.training.device)
         names = (self.config.data.fold, number, name)
         seed = self.config.federation.seed
-        torch.manual_seed(derive(seed, "layers", *names))  # dropout and the like draw from torch's own generator
-        batches = training_batches(
+        batches = partial(
+            training_batches,
             self.index,
             rows,
             batch_size=training.batch_size,
             steps=steps,
             augmentation=Augmentation(),
-            generator=generator(seed, "batches", *names),
             device=device,
+            case_weights=self._case_weights(algorithm, rows),
         )
         fused = device.type in ("cpu", "cuda")
         return Site(
             name=name,
             round=number,
-            batches=batches,
+            batches=_Anew(lambda: batches(generator=generator(seed, "batches", *names))),
             num_examples=len(rows),
             objective=build_objective(self.config),
             optimizer=partial(torch.optim.AdamW, lr=training.lr, weight_decay=training.weight_decay, fused=fused),
             own=self.own,
             generator=generator(seed, "rule", *names),
+            seed=derive(seed, "layers", *names),
             autocast=autocast_of(self.config),
             on_step=lambda step, loss, terms: emit(StepTaken(number, name, step, loss, terms)),
         )

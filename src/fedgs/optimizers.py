@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from fedgs.errors import ConfigError
 from fedgs.tensors import is_instance, storage_key, weights_of
 
-__all__ = ["decay_rates", "decoupling", "refuse_unsupported", "step_with"]
+__all__ = ["decay_rates", "decoupling", "kind_of", "refuse_unsupported", "step_with"]
 
 Decouples = Callable[[Mapping[str, Any]], bool]
 
@@ -69,6 +69,18 @@ def decoupling(optimizer: Optimizer, told: bool | None) -> Decouples:
     """
     if told is not None:
         return _always if told else _never
+    if (kind := kind_of(optimizer)) is not None:
+        return _KNOWN[kind]
+    if any(group.get("weight_decay", 0) for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{type(optimizer).__name__} is not an optimizer of torch.optim, and it has weight decay: say whether the "
+            "decay is decoupled from the gradient, as in AdamW, with decoupled_decay=True or =False"
+        )
+    return _never
+
+
+def kind_of(optimizer: Optimizer) -> str | None:
+    """Gives the name of the class of torch.optim whose ``step`` an optimizer runs; None if it is of none known here."""
     # Making an optimizer wraps the step of its class, so only what is inside tells whose step it is.
     own: type[Any] = type(optimizer)
     step = inspect.unwrap(own.step)
@@ -76,13 +88,8 @@ def decoupling(optimizer: Optimizer, told: bool | None) -> Decouples:
     for kind in own.__mro__:
         known = getattr(torch.optim, kind.__name__, None) is kind and kind.__name__ in _KNOWN
         if known and inspect.unwrap(kind.step) is step:
-            return _KNOWN[kind.__name__]
-    if any(group.get("weight_decay", 0) for group in optimizer.param_groups):
-        raise ConfigError(
-            f"{type(optimizer).__name__} is not an optimizer of torch.optim, and it has weight decay: say whether the "
-            "decay is decoupled from the gradient, as in AdamW, with decoupled_decay=True or =False"
-        )
-    return _never
+            return kind.__name__
+    return None
 
 
 def decay_rates(optimizer: Optimizer, decouples: Decouples) -> list[float]:

@@ -9,10 +9,21 @@ from torch.nn import Module
 
 from fedgs.tensors import Tensors, buffers_of, unwrap, weights_of
 
-__all__ = ["memory_of", "own_in", "own_of", "parts_of_sites", "without_own"]
+__all__ = [
+    "memory_of",
+    "own_in",
+    "own_of",
+    "parts_of_sites",
+    "personal_in",
+    "personal_memory_of",
+    "without_own",
+]
 
 _OWN = "own/"
 """Before the names of what a site keeps of its model, in its memory."""
+
+_PERSONAL = "personal/"
+"""Before the names of a site's personal network, which is trained beside the shared one."""
 
 
 def parts_of_sites(model: Module) -> frozenset[str]:
@@ -43,3 +54,13 @@ def memory_of(own: Tensors) -> dict[str, Tensor]:
 def without_own(memory: Tensors) -> dict[str, Tensor]:
     """Gives what a site remembers beside its own part of the model."""
     return {name: tensor for name, tensor in memory.items() if not name.startswith(_OWN)}
+
+
+def personal_in(memory: Tensors) -> dict[str, Tensor]:
+    """Gives a site's personal network, from its memory."""
+    return {name.removeprefix(_PERSONAL): tensor for name, tensor in memory.items() if name.startswith(_PERSONAL)}
+
+
+def personal_memory_of(network: Tensors) -> dict[str, Tensor]:
+    """Gives a site's personal network, as its memory has it."""
+    return {f"{_PERSONAL}{name}": tensor for name, tensor in network.items()}

@@ -225,7 +225,8 @@ class RunFolder:
             else:
                 parts[part][rest] = tensor
         best = {kind: Best(**fields) for kind, fields in description["best"].items()}
-        return State(Global(**parts, round=description["round"]), memories, best)
+        server = Global(parts["weights"], parts["buffers"], parts["extra"], parts["state"], description["round"])
+        return State(server, memories, best)
 
     def keep_scores(self, rows: pd.DataFrame) -> None:
         """Holds score rows, in place of those of the same round and part, until they are written."""

@@ -15,13 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fedgs.core import Update
-from fedgs.errors import ConfigError
+from fedgs.errors import ConfigError, unknown_choice
 from fedgs.optimizers import decay_rates, decoupling, refuse_unsupported, step_with
+from fedgs.scaled_moments import ScaledMoments
 from fedgs.tensors import float_buffers_of, storage_key, weights_of, wide
 
-__all__ = ["MAX_DECAY", "ScaledUpdate"]
+__all__ = ["MAX_DECAY", "SCALED", "ScaledUpdate"]
 
 MAX_DECAY = 1e-3
+SCALED = ("steps", "gradient")
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class _Track:
     start: Tensor | None = None
     total: Tensor | None = None
     decayed: float = 0.0  # share of `start` that decoupled decay has removed since: 1 - product of (1 - lambda)
+    decayed_in_round: float = 0.0  # the same since the round began
 
 
 class ScaledUpdate:
@@ -49,6 +52,9 @@ class ScaledUpdate:
     update.
     With gradient accumulation, pass the mean of the micro-batches' scales, weighted by their examples.
 
+    With ``scale="gradient"`` a scale belongs to what its batch's gradient contributes to the update, in this step and,
+    through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; that takes memory for one more model.
+
     Args:
         model: The network, possibly wrapped in DistributedDataParallel or torch.compile.
         optimizer: Made from the model's parameters.
@@ -56,9 +62,12 @@ class ScaledUpdate:
             server's weights then never decay. Coupled decay is part of the gradient and always counts.
         exact: Accumulate step by step (the default), or in segments.
         decoupled_decay: Whether an optimizer that is not of torch.optim decouples its weight decay.
+        scale: What is scaled: ``"steps"`` (published) or ``"gradient"``, for Adam, AdamW and SGD, which always counts
+            step by step and without decoupled decay.
 
     Raises:
-        ConfigError: FSDP, DTensor, lazy parameters, ``differentiable=True``, or an optimizer of another model.
+        ConfigError: FSDP, DTensor, lazy parameters, ``differentiable=True``, or an optimizer of another model; or an
+            unknown `scale`, or one that does not go with the optimizer or the other choices.
 
     Source: Schutte et al., arXiv 2408.11701.
     """
@@ -71,8 +80,17 @@ class ScaledUpdate:
         count_weight_decay: bool = False,
         exact: bool = True,
         decoupled_decay: bool | None = None,
+        scale: str = "steps",
     ) -> None:
         refuse_unsupported(model, optimizer)
+        if scale not in SCALED:
+            raise unknown_choice("scale", scale, SCALED)
+        if scale == "gradient" and (count_weight_decay or not exact):
+            raise ConfigError(
+                "scale='gradient' counts gradients step by step, so it goes neither with count_weight_decay=True nor "
+                "with exact=False; leave these out"
+            )
+        self._moments = ScaledMoments(optimizer) if scale == "gradient" else None
         self._model, self._optimizer, self._exact = model, optimizer, exact
         self._decouples = (lambda group: False) if count_weight_decay else decoupling(optimizer, decoupled_decay)
         self._tracks = {name: _Track(weight) for name, weight in weights_of(model).items()}
@@ -109,6 +127,11 @@ class ScaledUpdate:
             ConfigError: The scale is not finite or below 0; parameters were added, frozen or unfrozen; a closure came
                 with an enabled scaler; or, with ``exact=False``, one step decays the weights by more than 1e-3.
         """
+        if scaler is not None and scaler.is_enabled() and self._moments is not None:
+            raise ConfigError(
+                "scale='gradient' needs gradients as they are, not those of an enabled GradScaler; train in bfloat16, "
+                "or use scale='steps'"
+            )
         if scaler is not None and scaler.is_enabled() and closure is not None:
             raise ConfigError("a closure and an enabled GradScaler exclude each other; pass one of them")
         self.before_step(scale)
@@ -142,6 +165,8 @@ class ScaledUpdate:
             self._open_segment(scale)
         self._decay += decay
         self._touched = self._with_gradient()
+        if self._moments is not None:
+            self._moments.before_step(member for track in self._tracks.values() for member in track.members)
 
     @torch.no_grad()
     def after_step(self, *, taken: bool = True) -> None:
@@ -155,6 +180,7 @@ class ScaledUpdate:
             for group, parameter in track.members:
                 if id(parameter) in self._touched:
                     track.decayed += self._rates[group] * (1 - track.decayed)
+                    track.decayed_in_round += self._rates[group] * (1 - track.decayed_in_round)
         if self._exact or self._scale != 1:
             self._close_segment()
 
@@ -199,18 +225,29 @@ class ScaledUpdate:
         self._reset()
         return update
 
+    def decayed(self) -> dict[str, float]:
+        """Tells what share of a round's starting weights decoupled decay has removed so far, by name.
+
+        ``(1 - share) * start - weights`` is the update with every scale 1, up to an error of ``share * |update|``.
+        """
+        return {name: track.decayed_in_round for name, track in self._tracks.items()}
+
     def _reset(self) -> None:
         self._steps, self._steps_of_segment, self._scales, self._decay = 0, 0, 0.0, 0.0
         self._scale = None
+        if self._moments is not None:
+            self._moments.reset()
         for track in self._tracks.values():
             track.start = track.total = None
-            track.decayed = 0.0
+            track.decayed = track.decayed_in_round = 0.0
 
     @torch.no_grad()
     def _open_segment(self, scale: float) -> None:
         self._scale, self._decay, self._steps_of_segment = scale, 0.0, 0
         for track in self._tracks.values():
             track.decayed = 0.0
+            if self._moments is not None:
+                continue
             if track.start is None:
                 track.start = track.parameter.detach().to(wide(track.parameter.dtype), copy=True)
             elif self._exact or not self._steps:
@@ -220,6 +257,9 @@ class ScaledUpdate:
     def _close_segment(self) -> None:
         scale, self._scale = self._scale, None
         if scale is None or not self._steps_of_segment:  # none is open, or its only step was skipped or failed
+            return
+        if self._moments is not None:
+            self._add_contributions(self._moments, scale)
             return
         for track in self._tracks.values():
             assert track.start is not None
@@ -234,6 +274,13 @@ class ScaledUpdate:
                 track.total.add_(track.parameter, alpha=-scale * track.decayed)
             if not self._exact:
                 track.start.copy_(track.parameter)  # while it is in the cache: the next segment starts here
+
+    def _add_contributions(self, moments: ScaledMoments, scale: float) -> None:
+        for track in self._tracks.values():
+            for number, parameter in track.members:
+                if id(parameter) in self._touched:
+                    added = moments.contribution(number, parameter, scale)
+                    track.total = added if track.total is None else track.total.add_(added)
 
     def _with_gradient(self) -> set[int]:
         members = (parameter for track in self._tracks.values() for _, parameter in track.members)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedgs.errors import ConfigError, ShapeError, unknown_choice
 
-__all__ = ["DIFFICULTIES", "check_difficulty", "difficulty_of_area", "scale_of_batch"]
+__all__ = ["DIFFICULTIES", "check_difficulty", "difficulties_of_batch", "difficulty_of_area", "scale_of_batch"]
 
 DIFFICULTIES = ("image", "lesion")
 
@@ -69,13 +69,33 @@ def scale_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: 
 
     Source: Schutte et al., FedGS, arXiv 2408.11701.
     """
+    deltas = difficulties_of_batch(masks, is_small, base=base, difficulty=difficulty)
+    return min(1.0 + 2.0 / len(masks) * math.fsum(deltas), math.nextafter(3.0, 0.0))
+
+
+def difficulties_of_batch(masks: Tensor, is_small: Tensor, *, base: float, difficulty: str = "image") -> list[float]:
+    """How hard each image of a batch is: delta of its area where it is flagged small, else 0.
+
+    Args:
+        masks: As for `scale_of_batch`, like all others.
+        is_small: Flag per image, (B,), bool.
+        base: Base of the logarithm, > 1.
+        difficulty: ``"image"`` or ``"lesion"``.
+
+    Returns:
+        B numbers in [0, 1).
+
+    Raises:
+        ConfigError: As for `scale_of_batch`.
+        ShapeError: As for `scale_of_batch`.
+    """
     _check(masks, is_small, base, difficulty)
-    pixels = math.prod(masks.shape[1:])
+    pixels, log_base = math.prod(masks.shape[1:]), math.log(base)
     measure = _smallest_area if difficulty == "lesion" else np.count_nonzero
-    areas = [int(measure(mask)) for mask, flag in zip(masks.cpu().numpy(), is_small.tolist(), strict=True) if flag]
-    log_base = math.log(base)
-    eta = 1.0 + 2.0 / len(masks) * math.fsum(_difficulty(area, pixels, log_base) for area in areas)
-    return min(eta, math.nextafter(3.0, 0.0))
+    return [
+        _difficulty(int(measure(mask)), pixels, log_base) if flag else 0.0
+        for mask, flag in zip(masks.cpu().numpy(), is_small.tolist(), strict=True)
+    ]
 
 
 def check_difficulty(base: float, difficulty: str = "image") -> None:

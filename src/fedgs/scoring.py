@@ -12,7 +12,7 @@ from fedgs.core import load
 from fedgs.data.index import Index
 from fedgs.engine import State
 from fedgs.evaluation import Prediction, Scorer
-from fedgs.own import own_in
+from fedgs.own import own_in, personal_in
 from fedgs.tensors import Tensors
 
 __all__ = ["networks_for", "score_state", "sites_keep"]
@@ -20,14 +20,15 @@ __all__ = ["networks_for", "score_state", "sites_keep"]
 
 def sites_keep(state: State) -> bool:
     """Whether sites keep anything of the model."""
-    return any(own_in(memory) for memory in state.memories.values())
+    return any(own_in(memory) or personal_in(memory) for memory in state.memories.values())
 
 
 def networks_for(state: State, site: str) -> dict[str, Tensors]:
     """Gives what sites keep of the model, for the networks that are for a site's images, by name of the network.
 
-    That is what the site itself keeps. For a hospital without any it is the mean over the sites that keep something (of
-    integers, the first site's); where sites share nothing, it is what every one of them keeps.
+    That is what the site itself keeps, or the whole of its personal network. For a hospital without any it is the mean
+    over the sites that keep something (of integers, the first site's); where sites share nothing, it is what every one
+    of them keeps; and the shared network where there are personal ones beside it.
 
     Args:
         state: What a round left, or a checkpoint holds.
@@ -36,6 +37,8 @@ def networks_for(state: State, site: str) -> dict[str, Tensors]:
     Returns:
         One entry, whose name is empty unless sites share nothing; then a site's name.
     """
+    if personal := personal_in(state.memories.get(site, {})):
+        return {"": personal}
     known: dict[str, Tensors] = {name: own for name in sorted(state.memories) if (own := own_in(state.memories[name]))}
     if not state.server.weights:
         return {site: known[site]} if site in known else known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "Difference",
     "Tensors",
     "buffers_of",
+    "compare",
     "float_buffers_of",
     "is_instance",
     "load_tensors_into",
@@ -40,14 +42,23 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Difference(Mapping[str, Tensor]):
-    """``before - after`` for every name of ``after``, in at least float32; each is formed when it is asked for."""
+    """``(1 - decayed) * before - after`` for every name of ``after``, in at least float32; formed when it is asked for.
 
-    def __init__(self, before: Tensors, after: Tensors) -> None:
-        self._before, self._after = before, after
+    Args:
+        before: Tensors by name.
+        after: Likewise, of the same shapes.
+        decayed: Numbers by name, 0 where there is none.
+    """
+
+    def __init__(self, before: Tensors, after: Tensors, decayed: Mapping[str, float] = MappingProxyType({})) -> None:
+        self._before, self._after, self._decayed = before, after, decayed
 
     def __getitem__(self, name: str) -> Tensor:
         after = self._after[name].detach()
-        return self._before[name].detach().to(after.device, wide(after.dtype)) - after
+        before = self._before[name].detach().to(after.device, wide(after.dtype))
+        decayed = self._decayed.get(name, 0.0)
+        # In this order: (1 - decayed) * before loses three digits in float32.
+        return before - after - decayed * before if decayed else before - after
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._after)
@@ -65,6 +76,22 @@ def norms(tensors: Tensors) -> dict[str, float]:
 def norm(tensors: Tensors) -> float:
     """Gives the Euclidean norm over all entries of all tensors."""
     return math.hypot(*norms(tensors).values())
+
+
+def compare(one: Tensors, other: Tensors) -> tuple[float, float]:
+    """Gives |one| / |other| and the cosine of the angle between them, over all entries of all tensors of ``other``.
+
+    Both are NaN where either has no length.
+    """
+    sums = [torch.zeros(3, dtype=torch.float64)]
+    for name, second in other.items():
+        first, second = one[name].detach().flatten(), second.detach().flatten()
+        products = torch.stack([first.dot(first), first.dot(second), second.dot(second)])
+        sums.append(products.double().cpu())
+    squares, product, other_squares = torch.stack(sums).sum(0).tolist()
+    if not squares or not other_squares:
+        return math.nan, math.nan
+    return math.sqrt(squares / other_squares), product / math.sqrt(squares * other_squares)
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:

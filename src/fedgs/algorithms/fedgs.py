@@ -19,48 +19,73 @@ from torch.optim import Optimizer
 
 from fedgs.algorithms.server_rules import mean_by, with_momentum
 from fedgs.core import Algorithm, Global, LocalRule, Site, Update
-from fedgs.errors import ConfigError
-from fedgs.scaled_update import ScaledUpdate
+from fedgs.errors import ConfigError, unknown_choice
+from fedgs.scaled_update import SCALED, ScaledUpdate
 from fedgs.scaling import check_difficulty, scale_of_batch
-from fedgs.tensors import Tensors
+from fedgs.tensors import Difference, Tensors, compare, weights_of
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
 
-__all__ = ["ScaledSteps", "fedgs"]
+__all__ = ["ScaledSteps", "eta_of", "fedgs", "fedgs_gradient"]
 
 
 class ScaledSteps(LocalRule):
     """Plain local training whose steps are counted with a scale per batch.
 
     Args:
-        scale: Batch -> how much its step counts.
+        eta: Batch -> how much its step counts.
         count_weight_decay: As for `ScaledUpdate`.
+        scale: What is scaled, as for `ScaledUpdate`.
     """
 
-    def __init__(self, scale: Callable[[Batch], float], *, count_weight_decay: bool = False) -> None:
-        self._scale, self._count_weight_decay = scale, count_weight_decay
+    def __init__(
+        self, eta: Callable[[Batch], float], *, count_weight_decay: bool = False, scale: str = "steps"
+    ) -> None:
+        self._eta, self._count_weight_decay, self._scale = eta, count_weight_decay, scale
 
     def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
         """Starts counting from zero."""
-        self._scaled = ScaledUpdate(model, optimizer, count_weight_decay=self._count_weight_decay)
+        self._start = sent.weights
+        self._scaled = ScaledUpdate(model, optimizer, count_weight_decay=self._count_weight_decay, scale=self._scale)
 
     def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Remembers the weights."""
-        self._scaled.before_step(self._scale(batch))
+        self._scaled.before_step(self._eta(batch))
 
     def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Adds the scaled step."""
         self._scaled.after_step()
 
     def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
-        """Sends the sum of the scaled steps in place of the plain difference of the weights."""
+        """Sends the sum of the scaled steps in place of the plain difference of the weights, and says how they differ.
+
+        Metrics: `mean_eta`; `norm_ratio` = |G| / |G0| and `cosine` of G and G0, the same direction with every eta 1.
+        """
+        weights = {name: weight for name, weight in weights_of(model).items() if name in self._start}
+        unscaled = Difference(self._start, weights, self._scaled.decayed())
         scaled = self._scaled.finish(update.num_examples)
-        return replace(update, direction=scaled.direction, metrics={**update.metrics, **scaled.metrics}), {}
+        ratio, cosine = compare(scaled.direction, unscaled)
+        metrics = {**update.metrics, **scaled.metrics, "norm_ratio": ratio, "cosine": cosine}
+        return replace(update, direction=scaled.direction, metrics=metrics), {}
+
+
+def eta_of(base: float, difficulty: str) -> Callable[[Batch], float]:
+    """Makes what tells the scale of a batch, see `scale_of_batch`.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+    check_difficulty(base, difficulty)
+    return lambda batch: scale_of_batch(batch.masks, batch.is_small, base=base, difficulty=difficulty)
 
 
 def fedgs(
-    base: float = 100.0, difficulty: str = "image", server_momentum: float = 0.0, lr: float | None = None
+    base: float = 100.0,
+    difficulty: str = "image",
+    server_momentum: float = 0.0,
+    lr: float | None = None,
+    scale: str = "steps",
 ) -> Algorithm:
     """Makes FedGS as published: eta of the batch scales each step, decoupled decay is not counted, steps are weights.
 
@@ -69,6 +94,7 @@ def fedgs(
         difficulty: ``"image"`` (published) or ``"lesion"``, see `scale_of_batch`.
         server_momentum: In [0, 1); 0 is none.
         lr: Learning rate of the sites; required with momentum.
+        scale: ``"steps"`` (published) or ``"gradient"``, a candidate of ours, see `fedgs_gradient`.
 
     Returns:
         The algorithm, as a value.
@@ -78,12 +104,29 @@ def fedgs(
 
     Source: Schutte et al., arXiv 2408.11701.
     """
-    check_difficulty(base, difficulty)
+    if scale not in SCALED:
+        raise unknown_choice("scale", scale, SCALED)
     if server_momentum and lr is None:
         raise ConfigError("server_momentum needs lr, the learning rate of the sites")
-
-    def eta(batch: Batch) -> float:
-        return scale_of_batch(batch.masks, batch.is_small, base=base, difficulty=difficulty)
-
     rule = with_momentum("steps", momentum=server_momentum, lr=lr or 0.0) if server_momentum else mean_by("steps")
-    return Algorithm("fedgs", partial(ScaledSteps, eta), rule)
+    local_rule = partial(ScaledSteps, eta_of(base, difficulty), scale=scale)
+    return Algorithm("fedgs", local_rule, rule, traits=frozenset({"scaled steps"}))
+
+
+def fedgs_gradient(
+    base: float = 100.0, difficulty: str = "image", server_momentum: float = 0.0, lr: float | None = None
+) -> Algorithm:
+    """Makes FedGS that scales what gradients contribute rather than finished steps; a candidate, not published.
+
+    A step of Adam holds a tenth of its own batch's gradient, the rest is of earlier batches; here eta goes with the
+    gradient through the momentum, see `fedgs.scaled_moments`. With every eta 1 it is FedGS with every eta 1, within
+    rounding. It sends what FedAvg sends, and takes memory for one more model at the sites.
+
+    Args:
+        base: As for `fedgs`, like all others.
+        difficulty: ``"image"`` or ``"lesion"``.
+        server_momentum: In [0, 1).
+        lr: Learning rate of the sites.
+    """
+    made = fedgs(base, difficulty, server_momentum, lr, scale="gradient")
+    return replace(made, name="fedgs-gradient")

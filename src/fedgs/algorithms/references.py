@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.nn import Module
+
 from fedgs.algorithms.server_rules import mean_by
 from fedgs.core import Algorithm, LocalRule
 from fedgs.tensors import buffers_of, weights_of
@@ -19,7 +21,7 @@ def local() -> Algorithm:
     Returns:
         The algorithm, as a value.
     """
-    return Algorithm("local", LocalRule, mean_by("steps"), keeps=lambda model: {*weights_of(model), *buffers_of(model)})
+    return Algorithm("local", LocalRule, mean_by("steps"), keeps=_everything, traits=frozenset({"alone"}))
 
 
 def central() -> Algorithm:
@@ -30,4 +32,12 @@ def central() -> Algorithm:
     Returns:
         The algorithm, as a value.
     """
-    return Algorithm("central", LocalRule, mean_by("steps"), keeps=lambda model: (), pools=True)
+    return Algorithm("central", LocalRule, mean_by("steps"), keeps=_nothing, pools=True, traits=frozenset({"pooled"}))
+
+
+def _everything(model: Module) -> set[str]:
+    return {*weights_of(model), *buffers_of(model)}
+
+
+def _nothing(_: Module) -> tuple[str, ...]:
+    return ()

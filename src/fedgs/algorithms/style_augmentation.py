@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn import Module
 from torch.nn.functional import l1_loss
 from torch.optim import Optimizer
 
+from fedgs.algorithms.composition import Around, extended
 from fedgs.core import Algorithm, Global, LocalRule, Site, Update
 from fedgs.errors import ConfigError
 from fedgs.own import own_of, parts_of_sites
@@ -73,21 +75,22 @@ def with_style_augmentation(
         style = {name: tensor for name, tensor in state.state.items() if name.startswith(prefix)}
         return replace(sent, extra={**sent.extra, **style})
 
-    def aggregate(state: Global, updates: Mapping[str, Update]) -> Global:
+    def with_styles(_: Global, moved: Global, updates: Mapping[str, Update]) -> Global:
         given = {
             f"{_STYLE}{site}/{name.removeprefix(_STYLE)}": updates[site].extra[name]
             for site in sorted(updates)
             for name in updates[site].extra
             if name.startswith(_STYLE)
         }
-        moved = algorithm.aggregate(state, updates)
-        kept = {name: tensor for name, tensor in state.state.items() if name.startswith(_STYLE)}
-        return replace(moved, state={**moved.state, **kept, **given})
+        return replace(moved, state={**moved.state, **given})
 
-    def local_rule() -> LocalRule:
-        return StyleAugmentation(algorithm.local_rule(), from_round, weight=weight, private=private)
-
-    return replace(algorithm, local_rule=local_rule, aggregate=aggregate, send=send)
+    return extended(
+        algorithm,
+        "styles",
+        around=partial(StyleAugmentation, from_round=from_round, weight=weight, private=private),
+        rule=lambda rule: replace(rule, after=(*rule.after, with_styles)),
+        send=send,
+    )
 
 
 def partner_of(site: str, givers: Collection[str], number: int) -> str | None:
@@ -109,7 +112,7 @@ def _givers(state: Global) -> set[str]:
     return {name.removeprefix(_STYLE).rpartition("/")[0] for name in state.state if name.startswith(_STYLE)}
 
 
-class StyleAugmentation(LocalRule):
+class StyleAugmentation(Around):
     """A site's half: another rule, and the term of consistent content.
 
     Args:
@@ -120,11 +123,12 @@ class StyleAugmentation(LocalRule):
     """
 
     def __init__(self, inner: LocalRule, from_round: int, *, weight: float, private: Collection[str]) -> None:
-        self._inner, self._from_round, self._weight, self._private = inner, from_round, weight, private
+        super().__init__(inner)
+        self._from_round, self._weight, self._private = from_round, weight, private
 
     def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
         """Builds the other site's style parts, frozen."""
-        self._inner.begin(model, optimizer, sent, memory, site)
+        super().begin(model, optimizer, sent, memory, site)
         self._round = site.round
         self._gives = site.name not in self._private and site.round + 1 >= self._from_round
         foreign = {name: tensor for name, tensor in sent.extra.items() if name.startswith(_STYLE)}
@@ -136,11 +140,11 @@ class StyleAugmentation(LocalRule):
     def loss(self, model: Module, batch: Batch, objective: Objective) -> Mapping[str, Tensor]:
         """Adds the distance between the contents of an image and of itself in the other style."""
         if not self._foreign:
-            return self._inner.loss(model, batch, objective)
+            return super().loss(model, batch, objective)
         network, seen = require_styles(model), list[Tensor]()
         watch = network.content_encoder.register_forward_hook(lambda module, given, made: seen.append(made))
         try:
-            terms = self._inner.loss(model, batch, objective)
+            terms = super().loss(model, batch, objective)
         finally:
             watch.remove()
         content = seen[0].tanh()  # of the images themselves, which come first
@@ -148,17 +152,9 @@ class StyleAugmentation(LocalRule):
         distance = l1_loss(network.content(rendered).float(), content.float())
         return {**terms, "content": self._weight * distance}
 
-    def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
-        """As the other rule."""
-        self._inner.before_step(model, optimizer, batch)
-
-    def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
-        """As the other rule."""
-        self._inner.after_step(model, optimizer, batch)
-
     def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
         """Gives the site's own style parts, unless it keeps them to itself."""
-        update, memory = self._inner.finish(update, model, optimizer)
+        update, memory = super().finish(update, model, optimizer)
         if self._gives:
             own = own_of(model, parts_of_sites(model))
             given = {**own, _ROUND: torch.tensor(self._round)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +47,7 @@ def training_batches(
     epochs: int | None = None,
     steps: int | None = None,
     device: torch.device | str = "cpu",
+    case_weights: npt.NDArray[np.float64] | None = None,
 ) -> Iterator[Batch]:
     """Gives shuffled, augmented batches of full size.
 
@@ -61,6 +63,8 @@ def training_batches(
         epochs: Passes over the cases; give this or `steps`.
         steps: Batches in all, over as many epochs as it takes; give this or `epochs`.
         device: Where the batches go, and where they are augmented.
+        case_weights: How often each case is drawn, relative to the others, (len(rows),), > 0: then cases are drawn with
+            replacement. None shuffles them.
 
     Returns:
         An iterator of batches at the index's size; `is_small` comes from the un-augmented masks.
@@ -72,7 +76,8 @@ def training_batches(
     order = np.asarray(rows, dtype=np.intp)
     sites = ", ".join(f"site '{site}'" for site in index.table["site"].iloc[order].unique())
     count = _count_steps(len(order), batch_size, epochs, steps, sites or "training")
-    return _training_batches(index, order, batch_size, count, augmentation, generator, torch.device(device))
+    epoch = partial(_epoch, order, case_weights, generator)
+    return _training_batches(index, epoch, batch_size, count, augmentation, generator, torch.device(device))
 
 
 def count_steps(cases: int, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> int:
@@ -118,9 +123,19 @@ def scoring_batches(
     return _scoring_batches(index, [int(row) for row in rows], batch_size, torch.device(device))
 
 
+def _epoch(
+    rows: npt.NDArray[np.intp], weights: npt.NDArray[np.float64] | None, generator: Generator
+) -> npt.NDArray[np.intp]:
+    if weights is None:
+        order = torch.randperm(len(rows), generator=generator)
+    else:
+        order = torch.multinomial(torch.from_numpy(weights), len(rows), replacement=True, generator=generator)
+    return np.take(rows, order.numpy())
+
+
 def _training_batches(
     index: Frames,
-    rows: npt.NDArray[np.intp],
+    epoch: Callable[[], npt.NDArray[np.intp]],
     batch_size: int,
     count: int,
     augmentation: Augmentation,
@@ -128,12 +143,11 @@ def _training_batches(
     device: torch.device,
 ) -> Iterator[Batch]:
     is_small = index.table["is_small"].to_numpy(dtype=bool)
-    per_epoch = len(rows) // batch_size
-    for step in range(count):
-        position = step % per_epoch
-        if position == 0:
-            order = rows[torch.randperm(len(rows), generator=generator).numpy()]
-        chosen = order[position * batch_size : (position + 1) * batch_size]
+    order = np.empty(0, dtype=np.intp)
+    for _ in range(count):
+        if len(order) < batch_size:
+            order = epoch()
+        chosen, order = order[:batch_size], order[batch_size:]
         drawn = draw(batch_size, augmentation, generator)
         masks = torch.from_numpy(np.stack([index.mask(int(row)) for row in chosen])).to(device)
         images, masks = apply(_images(index, chosen, device), masks, drawn, index.size)

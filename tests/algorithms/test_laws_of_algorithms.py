@@ -1,0 +1,277 @@
+"""Laws: what an algorithm is when the one thing that it changes is turned off, and what it shares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from nets import site, tiny
+
+from fedgs.algorithms import (
+    ALGORITHMS,
+    EXTENSIONS,
+    build,
+    ditto,
+    fedavg,
+    fedavg_published,
+    fedbn,
+    fedgs,
+    fedgs_gradient,
+    fednova,
+    fedopt,
+    fedper,
+    fedprox,
+    local,
+    matched_global,
+    matched_site,
+    scaffold,
+    shuffled_scale,
+    silobn,
+    weighted_loss,
+)
+from fedgs.core import global_of, run_round
+from fedgs.errors import ConfigError
+from fedgs.own import own_in, own_of, personal_in
+from fedgs.tensors import compare
+
+STEPS = {"A": 3, "B": 5, "C": 4}
+
+
+def sites(algorithm, model, number, steps=STEPS, **options):
+    own = own_of(model, algorithm.keeps(model))
+    return [
+        replace(
+            site(name, steps=count, number=number, seed=10 * number + index, **options),
+            own=own,
+            generator=torch.Generator().manual_seed(number + index),
+            seed=index,
+        )
+        for index, (name, count) in enumerate(steps.items())
+    ]
+
+
+def after(algorithm, rounds=2, **options):
+    """The server's state, the memories and the updates of the last round."""
+    model, memories, updates = tiny(), {}, {}
+    start = own_of(model, algorithm.keeps(model))
+    state = algorithm.start(global_of(model, start.keys()), list("ABC"))
+
+    def hold(at, update):
+        updates[at.name] = update
+        return update
+
+    for number in range(1, rounds + 1):
+        fresh = tiny()
+        members = [replace(at, own=start) for at in sites(algorithm, fresh, number, **options)]
+        state, memories = run_round(algorithm, model, state, members, memories, hold)
+    return state, memories, updates
+
+
+def same(one, other):
+    return all(
+        getattr(one, part).keys() == getattr(other, part).keys()
+        and all(torch.equal(tensor, getattr(other, part)[name]) for name, tensor in getattr(one, part).items())
+        for part in ("weights", "buffers")
+    )
+
+
+EQUAL = {"A": 4, "B": 4, "C": 4}
+
+
+@pytest.mark.parametrize("base", [fedavg, fedavg_published, fedgs])
+def test_turned_off_an_extension_is_what_it_extends(base):
+    expected, _, _ = after(base())
+    assert same(after(fedprox(base(), mu=0))[0], expected)
+    assert not same(after(fedprox(base(), mu=1))[0], expected)
+    plain_sgd = partial(fedopt, server_optimizer="sgd", server_beta1=0)
+    assert same(after(plain_sgd(base(), server_lr=1))[0], expected)
+    assert not same(after(plain_sgd(base(), server_lr=0.5))[0], expected)
+    assert same(after(ditto(base(), ditto_lambda=3))[0], expected)
+
+
+@pytest.mark.parametrize("base", [fedavg, fedavg_published])
+def test_fednova_with_equal_steps_is_what_it_extends(base):
+    assert same(after(fednova(base()), steps=EQUAL)[0], after(base(), steps=EQUAL)[0])
+    assert not same(after(fednova(base()))[0], after(base())[0])
+
+
+def test_the_first_round_of_scaffold_is_fedavg_where_examples_are_equal():
+    assert same(after(scaffold(), 1, steps=EQUAL)[0], after(fedavg(), 1, steps=EQUAL)[0])
+    assert not same(after(scaffold(), 2, steps=EQUAL)[0], after(fedavg(), 2, steps=EQUAL)[0])
+
+
+def test_without_a_pull_dittos_personal_networks_are_local_training():
+    _, alone, _ = after(local())
+    _, memories, _ = after(ditto(ditto_lambda=0))
+    for name in "ABC":
+        personal, expected = personal_in(memories[name]), own_in(alone[name])
+        assert personal.keys() == expected.keys()
+        assert all(torch.equal(personal[entry], expected[entry]) for entry in expected)
+    _, pulled, _ = after(ditto(ditto_lambda=1))
+    assert not torch.equal(personal_in(pulled["A"])["head.weight"], own_in(alone["A"])["head.weight"])
+
+
+def test_fedbn_and_silobn_keep_norms_and_share_the_rest():
+    norms = {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    for make, kept in ((fedbn, norms), (silobn, norms - {"norm.weight", "norm.bias"})):
+        state, memories, updates = after(make(fedgs()))
+        assert {*own_in(memories["A"])} == kept
+        assert not kept & {*state.weights, *state.buffers}
+        for update in updates.values():
+            assert not kept & {*update.direction, *update.buffers, *update.extra}
+        assert not torch.equal(own_in(memories["A"])["norm.running_mean"], own_in(memories["B"])["norm.running_mean"])
+
+
+def test_a_network_without_batch_norm_is_refused():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.InstanceNorm2d(2, affine=True))
+    for make in (fedbn, silobn):
+        with pytest.raises(ConfigError, match=r"this Sequential has none \(instance and group norm"):
+            make().keeps(model)
+
+
+def test_fedper_keeps_the_head():
+    state, memories, _ = after(fedper())
+    assert {*own_in(memories["B"])} == {"head.weight", "head.bias"}
+    assert "head.weight" not in state.weights
+    with pytest.raises(ConfigError, match="unknown part of Tiny 'haed'; did you mean 'head'"):
+        fedper(head="haed").keeps(tiny())
+
+
+def directions(algorithm, **options):
+    return {name: update.direction for name, update in after(algorithm, 1, **options)[2].items()}
+
+
+def assert_close(one, other, tolerance=1e-5):
+    for name, tensor in other.items():
+        torch.testing.assert_close(one[name], tensor, rtol=tolerance, atol=tolerance * float(tensor.abs().max()))
+
+
+def test_matched_site_multiplies_by_the_mean_eta_of_the_site():
+    plain, matched, scaled = after(fedavg_published(), 1)[2], after(matched_site(), 1)[2], after(fedgs(), 1)[2]
+    for name in "ABC":
+        eta = scaled[name].metrics["mean_eta"]
+        assert eta > 1.05
+        assert matched[name].metrics["mean_eta"] == pytest.approx(eta, rel=1e-12)
+        assert_close(matched[name].direction, {n: eta * t for n, t in plain[name].direction.items()})
+        assert matched[name].metrics["norm_ratio"] == pytest.approx(eta, rel=5e-4)  # decay is taken out in closed form
+        assert matched[name].metrics["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_matched_global_multiplies_by_the_mean_eta_of_the_round():
+    plain, state, _ = after(fedavg_published(), 1)[0], *after(matched_global(), 1)[:2]
+    etas = {name: update.metrics["mean_eta"] for name, update in after(fedgs(), 1)[2].items()}
+    factor = sum(STEPS[name] * etas[name] for name in STEPS) / sum(STEPS.values())
+    assert state.metrics["scale"] == pytest.approx(factor, rel=1e-12)
+    start = global_of(tiny()).weights
+    assert_close(
+        {name: start[name] - state.weights[name] for name in start},
+        {name: factor * (start[name] - plain.weights[name]) for name in start},
+        1e-4,
+    )
+    for name, buffer in plain.buffers.items():
+        assert torch.equal(state.buffers[name], buffer)
+
+
+@pytest.mark.parametrize("make", [matched_site, matched_global, shuffled_scale, weighted_loss, fedgs_gradient])
+def test_without_small_lesions_a_control_is_the_published_fedavg(make):
+    assert_close(after(make(), small=False)[0].weights, after(fedavg_published(), small=False)[0].weights)
+
+
+def test_shuffled_scale_applies_the_same_etas_in_another_order():
+    scaled, shuffled = after(fedgs(), 1)[2], after(shuffled_scale(), 1)[2]
+    for name in "ABC":
+        assert shuffled[name].metrics["mean_eta"] == pytest.approx(scaled[name].metrics["mean_eta"], rel=1e-12)
+    ratio, cosine = compare(shuffled["B"].direction, scaled["B"].direction)
+    assert cosine < 1 - 1e-6
+    assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_a_normalised_weighted_loss_has_mean_weight_1():
+    raw, normalised = after(weighted_loss(), 1)[2], after(weighted_loss(normalised=True), 1)[2]
+    plain = after(fedavg_published(), 1)[2]
+    for name in "ABC":
+        assert normalised[name].metrics["loss"] < raw[name].metrics["loss"]
+        assert normalised[name].metrics["loss"] == pytest.approx(plain[name].metrics["loss"], rel=0.1)
+
+
+MEANINGFUL = [
+    ("fedgs", "fedprox"),
+    ("fedgs", "scaffold"),
+    ("fedgs", "fedopt"),
+    ("fedgs", "fedbn"),
+    ("fedgs", "silobn"),
+    ("fedgs", "fedper"),
+    ("fedgs", "ditto"),
+    ("fedgs-gradient", "fedbn"),
+    ("matched-site", "fedbn"),
+    ("fedavg-published", "fednova"),
+    ("fedprox", "fedbn"),
+    ("scaffold", "fedbn"),
+    ("fednova", "fedopt"),
+    ("fedprox", "ditto"),
+    ("fedbn", "fedper"),
+]
+
+
+@pytest.mark.parametrize("names", MEANINGFUL, ids="+".join)
+def test_meaningful_combinations_train_and_do_not_depend_on_the_order_of_names(names):
+    one, other = (build("+".join(order), known={"base": 100.0, "lr": 1e-2}) for order in (names, names[::-1]))
+    state, memories, _ = after(one)
+    assert all(tensor.isfinite().all() for tensor in state.weights.values())
+    again, remembered, _ = after(other)
+    assert same(state, again)
+    assert memories.keys() == remembered.keys()
+    for name, memory in memories.items():
+        assert memory.keys() == remembered[name].keys()
+        assert all(torch.equal(tensor, remembered[name][entry]) for entry, tensor in memory.items())
+    assert set(one.name.split("+")) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("fedgs+fednova", "takes the mean scale of the hospital out again"),
+        ("matched-site+fednova", "takes the mean scale of the hospital out again"),
+        ("fedprox+scaffold", "would take the pull toward"),
+        ("scaffold+fedprox", "would take the pull toward"),
+        ("fednova+scaffold", "derived for the plain mean"),
+        ("fedbn+silobn", "keep their statistics"),
+        ("ditto+fedbn", "has everything of its own already"),
+        ("fedper+ditto", "has everything of its own already"),
+        ("local+fedbn", "share nothing"),
+        ("fedprox+central", "all data are in one place"),
+        ("fedprox+fedprox", "it is there already"),
+        ("fedgs+fedavg", "both say how a hospital's steps count"),
+        ("fedgs+fedbm", r"unknown algorithm 'fedbm'; did you mean 'fedbn'"),
+        ("fedgs+", "unknown algorithm ''"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused_with_the_reason(name, says):
+    with pytest.raises(ConfigError, match=says):
+        build(name, known={})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("fedprox", {"mu": -1.0}, "mu of fedprox must be finite and not below 0, got -1"),
+        ("fedprox", {"mu": float("nan")}, "mu of fedprox"),
+        ("ditto", {"ditto_lambda": -0.1}, "ditto_lambda"),
+        ("fedopt", {"server_optimizer": "adamw"}, "unknown server_optimizer 'adamw'; did you mean 'adam'"),
+        ("fedopt", {"server_lr": 0.0}, "server_lr of fedopt must be finite and above 0"),
+        ("fedopt", {"server_beta1": 1.0}, r"in \[0, 1\)"),
+        ("fedgs+fedopt", {"server_momentum": 0.9}, "a server step of its own already"),
+        ("fedgs+fedbn", {"mu": 0.1}, "'mu' is no option of algorithm 'fedgs\\+fedbn', but of fedprox"),
+        ("matched-site", {"difficulty": "size"}, "difficulty"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options, says):
+    with pytest.raises(ConfigError, match=says):
+        build(name, known={"base": 100.0, "lr": 0.1}, **options)
+
+
+def test_every_name_builds_alone_and_says_so():
+    for name in (*ALGORITHMS, *EXTENSIONS):
+        assert build(name, known={"base": 100.0, "lr": 0.1, "per_image": False}).name == name
