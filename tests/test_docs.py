@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedgs import engine, models
+from fedgs import algorithms, engine, models
 from fedgs.core import run_round
-from fedgs.errors import TrainingError
+from fedgs.errors import ConfigError, TrainingError
 from nets import batches, tiny
 from runs import command, environment, fedgs, make_phantom
 
@@ -253,3 +253,27 @@ def test_links_inside_the_documentation_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not target.startswith(("http://", "https://")):
             assert ((REPOSITORY / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_table_of_combinations_is_what_is_refused() -> None:
+    page = (REPOSITORY / "docs/explanation/algorithms.md").read_text()
+    header, _, *rows = page.partition("<!-- combinations -->\n")[2].partition("<!-- end -->")[0].strip().splitlines()
+    columns = [cell.strip() for cell in header.strip("|").split("|")][1:]
+    scaling = [name for name, make in algorithms.ALGORITHMS.items() if "scaled steps" in make().traits]
+    assert all(f"`{name}`" in page.partition("stands for")[2].partition("Numbers")[0] for name in scaling)
+    seen = set()
+    for row in rows:
+        extension, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        for column, cell in zip(columns, cells, strict=True):
+            for other in scaling if column == "scaling" else [column]:
+                if not cell:
+                    continue
+                seen.add(frozenset({extension, other}))
+                if cell == "yes":
+                    algorithms.build(f"{other}+{extension}", known={})
+                else:
+                    assert f"\n{cell}. " in page
+                    with pytest.raises(ConfigError, match="cannot be combined"):
+                        algorithms.build(f"{other}+{extension}", known={})
+    extensions = [*algorithms.EXTENSIONS]
+    assert seen == {frozenset({a, b}) for a in [*scaling, *extensions] for b in extensions if a != b}

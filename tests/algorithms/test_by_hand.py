@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from quadratic import B, EXAMPLES, LR, START, STEPS, gradient, run, weights
 
 from fedgs.algorithms import ditto, fedavg, fedavg_published, fednova, fedopt, fedprox, scaffold
 from fedgs.own import personal_in
+from quadratic import EXAMPLES, LR, START, STEPS, B, gradient, run, weights
 
 EXACT = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)
 SHARES = {name: count / sum(EXAMPLES.values()) for name, count in EXAMPLES.items()}

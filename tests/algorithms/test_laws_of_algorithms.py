@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from nets import site, tiny
 
 from fedgs.algorithms import (
     ALGORITHMS,
@@ -35,6 +34,7 @@ from fedgs.core import global_of, run_round
 from fedgs.errors import ConfigError
 from fedgs.own import own_in, own_of, personal_in
 from fedgs.tensors import compare
+from nets import site, tiny
 
 STEPS = {"A": 3, "B": 5, "C": 4}
 
