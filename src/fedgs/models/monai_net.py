@@ -19,7 +19,6 @@ __all__ = ["MonaiNet", "architectures"]
 
 _MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 25, 27, 28, 32, 36, 48, 49, 64, 96, 128)
 _ROOMY = 160
-_LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 # What constructors and forward passes that were not written for an option or a size raise.
 _REFUSALS = (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, RuntimeError)
@@ -58,8 +57,7 @@ class MonaiNet(nn.Module):
         channels = (in_channels, num_classes)
         self.memory_format = _require(self._make, architecture, channels, image_size)
         self._image_size = image_size
-        alone = _problem(self._make, channels, image_size, batch=1, layout=self.memory_format)
-        self.minimal_batch = 1 if alone is None else 2
+        self.minimal_batch = 1 if _problem(self._make, channels, image_size, batch=1) is None else 2
         self.net = self._make(image_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -127,31 +125,34 @@ def _first(output: Any) -> Tensor:
 def _require(
     make: Callable[[Size], nn.Module], architecture: str, channels: tuple[int, int], size: Size
 ) -> torch.memory_format:
-    """Tries a size on tensors without content, and gives the layout of memory in which it works."""
-    for layout in _LAYOUTS:
-        problem = _problem(make, channels, size, layout=layout)
-        if problem is None:
-            return layout
+    """Tries a size on tensors without content, then, for the layout of memory, with content."""
+    problem = _problem(make, channels, size)
+    if problem is None:
+        return _layout(make(size), torch.zeros(2, channels[0], *size))
     if (other := _nearest(partial(_works, make, channels), size)) is not None:
         came, fits = (f"{height} x {width}" for height, width in (size, other))
         raise ShapeError(f"{architecture} cannot take {came} pixels; the nearest size that works is {fits}")
     raise ConfigError(f"{architecture} with these options does not segment images of {size[0]} x {size[1]}: {problem}")
 
 
-def _problem(
-    make: Callable[[Size], nn.Module],
-    channels: tuple[int, int],
-    size: Size,
-    *,
-    batch: int = 2,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> str | None:
+@torch.no_grad()
+def _layout(network: nn.Module, images: Tensor) -> torch.memory_format:
+    """Some networks view their features in a way that works in contiguous memory only."""
+    last = torch.channels_last
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network.train().to(memory_format=last)(images.to(memory_format=last))  # type: ignore[call-overload]
+    except RuntimeError:
+        return torch.contiguous_format
+    return last
+
+
+def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size, batch: int = 2) -> str | None:
     """Tries evaluation and training, in which some networks give other outputs."""
     expected = (batch, channels[1], *size)
     try:
         with torch.no_grad():
-            network = make(size).to("meta").to(memory_format=layout)  # type: ignore[call-overload]
-            images = torch.empty(batch, channels[0], *size, device="meta", memory_format=layout)
+            network, images = make(size).to("meta"), torch.empty(batch, channels[0], *size, device="meta")
             evaluated, trained = (_shapes(network.train(training)(images)) for training in (False, True))
     except _REFUSALS as error:
         return _reason(error)

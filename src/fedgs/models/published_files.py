@@ -291,7 +291,7 @@ def mended(model: nn.Module, given: Mapping[str, Tensor], careful: Callable[[str
     if off := sum(int((given[name] != value).sum()) for name, value in counts.items()):
         careful(f"{off:,} of {len(counts):,} counts of batches were no whole numbers; they were rounded")
     if large := sorted(name for name, value in counts.items() if (value.abs().double() > _LARGEST_COUNT).any()):
-        raise CheckpointError(f"{large[0]} is {counts[large[0]].tolist()}, expected a count of batches")
+        raise CheckpointError(f"{large[0]} is {counts[large[0]].max():g}, expected a count of batches")
     return {**constants, **{name: value.to(whole[name].dtype) for name, value in counts.items()}}
 
 
