@@ -24,9 +24,10 @@ from fedgs.data.index import open_data
 from fedgs.errors import CheckpointError, ConfigError, DataError
 from fedgs.experiment import train
 from fedgs.explain import explain
-from fedgs.files import require_intact
+from fedgs.files import require_intact, write_atomically
 from fedgs.models import build, initialise, to_published
 from fedgs.report.html import write_report
+from fedgs.report.summary import read_figures
 from runs import fedgs, make_phantom, tiny_config
 
 QUICK = {"rounds": 1, "local_steps": 2, "size": 32, "device": "cpu"}
@@ -244,6 +245,30 @@ def test_who_stops_the_drawing_keeps_the_figures_that_were_there(explained: Mapp
     explain(run, smallest=1, device="cpu")
     (picture,) = pictures_on(run / "report.html")
     assert picture == (explained["unet"] / "explain" / "case-01.png").read_bytes()
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("writes", [1, 2])
+def test_who_stops_the_writing_can_give_the_same_command_again(
+    explained: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, again: bool
+) -> None:
+    run, place = explained["unet"], tmp_path / "figures"
+    if again:
+        explain(run, smallest=1, device="cpu", out=place)
+    left = iter(range(writes))
+
+    def stop(path: Path, *args: Any, **options: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write_atomically(path, *args, **options)
+
+    monkeypatch.setattr("fedgs.explain.write_atomically", stop)
+    with pytest.raises(KeyboardInterrupt):
+        explain(run, smallest=3, device="cpu", out=place)
+    monkeypatch.undo()
+    assert read_figures(place) is None
+    assert explain(run, smallest=2, device="cpu", out=place).is_file()
+    assert {path.name for path in place.iterdir()} == {"case-01.png", "case-02.png", "figures.json", "index.html"}
 
 
 def test_cases_are_chosen_by_name_and_known_ones_are_marked(run: Path) -> None:

@@ -344,6 +344,25 @@ def test_of_a_published_file_with_other_entries_all_that_fits_is_taken(title: st
     assert f"{len(own) - 1} of {len(own)} tensors are taken; it lacks {lost}; it has unknown aux.weight" in note
 
 
+@pytest.mark.parametrize("names", ["ours", "published", "published, with others"])
+def test_averaged_tables_are_mended_on_every_way_in(names: str, tmp_path: Path) -> None:
+    model = shuffled(network(settings("utnet")), 1)
+    expected = weights_of(model) | buffers_of(model)
+    given = dict(model.state_dict() if names == "ours" else to_published(model))
+    if names.endswith("others"):
+        given["aux.weight"] = torch.ones(2)
+    tables = [name for name in given if name.endswith("index")]
+    for name in tables:
+        given[name] = given[name].clone()
+        given[name].view(-1)[::13] += 1
+    torch.save(given, tmp_path / "averaged.pt")
+    told: list[str] = []
+    config = settings("utnet", init_from=tmp_path / "averaged.pt", init_partial=True)
+    state, _ = started(config, careful=told.append)
+    assert all(equal(whole(state, site), expected) for site in "AB")
+    assert "of the relative-position tables were off; they were computed anew" in told[0]
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no known network"):

@@ -82,7 +82,8 @@ def build_network(config: RunConfig, channels: int) -> Module:
     model = models.build(config.model.model, in_channels=channels, image_size=config.data.size, **options)
     models.check_batch(model, config.training.batch_size, config.data.size)
     # The faster layout for convolutions, on CPUs too; what travels and what is stored does not depend on it.
-    return model.to(torch.device(config.training.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    layout = getattr(model, "memory_format", torch.channels_last)
+    return model.to(torch.device(config.training.device)).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def build_objective(config: RunConfig) -> models.Objective:

@@ -32,7 +32,7 @@ from fedgs.files import TEMPORARY_SUFFIX, sealed, write_atomically, write_json
 from fedgs.finished import Finished, read_finished
 from fedgs.locks import locked
 from fedgs.metrics.functional import confusion, dice
-from fedgs.models import TakesApart
+from fedgs.models import HasContent, TakesApart
 from fedgs.run_folder import CHECKPOINTS, RunFolder
 from fedgs.scoring import networks_for, sites_keep
 
@@ -115,18 +115,26 @@ def explain(
         known = shown_among(index.table, finished.cases)
         rows = _named(index.table, cases) if cases else _smallest(index.table, known, smallest)
         figures = list(_Explainer(finished, index, known).figures(rows, on_case))
-        place.mkdir(parents=True, exist_ok=True)
-        for old in (place / _LIST, *(path for path in place.iterdir() if _PICTURE.fullmatch(path.name))):
-            old.unlink(missing_ok=True)
-        for figure, picture in figures:
-            write_atomically(place / figure["file"], picture, durable=False)
-            figure["sha256"] = hashlib.sha256(picture).hexdigest()
         about = {"checkpoint": checkpoint, "round": finished.state.server.round, "source": index.source.name}
-        write_json(place / _LIST, sealed({"format": 1, **about, "figures": [figure for figure, _ in figures]}))
+        _write(place, about, figures)
         page = write_explanation(folder.path, place)
         if is_ours:
             write_report([folder.path], folder.path / "report.html")
     return page
+
+
+def _write(place: Path, about: Mapping[str, Any], figures: Sequence[tuple[dict[str, Any], bytes]]) -> None:
+    """Writes pictures and their list; while that is not finished, an empty list tells whose folder it is."""
+    place.mkdir(parents=True, exist_ok=True)
+    empty = {"format": 1, **about, "figures": list[dict[str, Any]]()}
+    write_json(place / _LIST, sealed(empty))
+    for old in place.iterdir():
+        if _PICTURE.fullmatch(old.name):
+            old.unlink()
+    for figure, picture in figures:
+        write_atomically(place / figure["file"], picture, durable=False)
+        figure["sha256"] = hashlib.sha256(picture).hexdigest()
+    write_json(place / _LIST, sealed({**empty, "figures": [figure for figure, _ in figures]}))
 
 
 def _refuse_foreign(place: Path, *, is_ours: bool) -> None:
@@ -193,7 +201,7 @@ class _Explainer:
             yield self._styles(model, rows)
 
     def _view(self, model: Module, row: int) -> tuple[Any, dict[str, Any]]:
-        from fedgs.report.figures import CaseView
+        from fedgs.report.figures import CaseView, drawable
 
         case = self.index.table.iloc[row]
         network = self._load(model, str(case["site"]))
@@ -205,26 +213,31 @@ class _Explainer:
         share = case["lesion_area"] / (512 * 512)
         score = dice(confusion(prediction.mask, prediction.truth))
         size = f"lesion {100 * share:.2f} % of the image ({case['lesion_area']:,} of 262,144 pixels)"
-        title = f"{case['site']}, {case['case']}: {size if share else 'no lesion'}; Dice {score:.2f}"
+        result = f"{size if share else 'no lesion'}; Dice {score:.2f}"
+        title = f"{case['site']}, {case['case']}: {result}"
         about = {
             **{"site": str(case["site"]), "case": str(case["case"]), "lesion_area": int(case["lesion_area"])},
             **{"dice": score, "network": network, "known": bool(self.known[row])},
             **{"title": title, "region": _region_in_words(prediction), "layer": found.layer, "gap": found.gap},
         }
         view = CaseView(
-            title=title,
+            title=f"{drawable(str(case['site']), 20)}, {drawable(str(case['case']), 40)}: {result}",
             image=self._picture(row),
             truth=prediction.truth,
             prediction=prediction.mask,
             grad_cam=found.grad_cam.numpy(),
             gradients=found.gradients.numpy(),
         )
-        if isinstance(model, TakesApart):
-            with torch.inference_mode():
+        with torch.inference_mode():
+            if isinstance(model, TakesApart):
                 content = model.content(image[None])
                 again = model.render(content, model.mean_style(image[None], content))
-            view = replace(view, content=content[0].float().cpu().numpy(), reconstruction=_as_picture(again[0]))
-        return view, about
+                view = replace(view, reconstruction=_as_picture(again[0]))
+            elif isinstance(model, HasContent):
+                content = model.content(image[None])
+            else:
+                return view, about
+        return replace(view, content=content[0].float().cpu().numpy()), about
 
     def _styles(self, model: Module, rows: Sequence[int]) -> tuple[dict[str, Any], bytes]:
         """The content of one case per hospital in the style of each; first those that are shown anyway."""
@@ -234,10 +247,11 @@ class _Explainer:
         chosen = self._one_per_site(rows)
         images = {site: self._image(row)[None] for site, row in chosen.items()}
         pictures = [(site, self._picture(row)) for site, row in chosen.items()]
-        contents, grid = {}, {}
+        contents, grid, networks = {}, {}, {}
         with torch.inference_mode():
             for site, image in images.items():
-                self._load(model, site)
+                if network := self._load(model, site):
+                    networks[site] = network
                 contents[site] = model.content(image)
             for site, image in images.items():
                 self._load(model, site)
@@ -245,11 +259,9 @@ class _Explainer:
                 grid[site] = [_as_picture(model.render(content, style)[0]) for content in contents.values()]
         rendered = [[grid[site][place] for site in images] for place in range(len(images))]
         cases = {site: str(self.index.table["case"].iloc[row]) for site, row in chosen.items()}
+        about = {"kind": "styles", "file": "styles.png", "title": "Styles", "cases": cases, "networks": networks}
         own = sorted(set(self.finished.state.memories) & set(cases)) if sites_keep(self.finished.state) else []
-        return (
-            {"kind": "styles", "file": "styles.png", "title": "Styles", "cases": cases, "own_styles": own},
-            style_figure(pictures, pictures, rendered),
-        )
+        return {**about, "own_styles": own}, style_figure(pictures, pictures, rendered)
 
     def _one_per_site(self, rows: Sequence[int]) -> Mapping[str, int]:
         chosen: dict[str, int] = {}

@@ -14,7 +14,7 @@ from fedgs.core import Global, global_of
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.models.published import FORMS
-from fedgs.models.published_files import read_published, read_state
+from fedgs.models.published_files import mended, read_published, read_state
 from fedgs.own import memory_of
 from fedgs.run_folder import RunFolder
 from fedgs.scoring import networks_for
@@ -127,7 +127,8 @@ def _network_of_file(
         if broken := [name for name in names.values() if not state[name].isfinite().all()]:
             raise CheckpointError(f"{path}: '{broken[0]}' is not finite") from None
         rest = {name: tensor for name, tensor in state.items() if name not in names.values()}
-        state = rest | {ours: state[theirs] for ours, theirs in names.items()}
+        known = {ours: state[theirs] for ours, theirs in names.items()}
+        state = {**rest, **known, **mended(model, known, careful)}
     return lambda site: state
 
 

@@ -117,6 +117,14 @@ def test_a_name_with_half_of_it_wrong_is_refused(name: str) -> None:
         build(name, in_channels=3, image_size=32)
 
 
+def test_a_network_that_takes_contiguous_memory_only_gets_that() -> None:
+    model = build("monai:SegResNetVAE", in_channels=3, image_size=32, input_image_size=(32, 32), init_filters=8)
+    assert model.memory_format == torch.contiguous_format
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    model.to(memory_format=model.memory_format).train()(images).sum().backward()
+    assert build("monai:SegResNet", in_channels=3, image_size=32).memory_format == torch.channels_last
+
+
 @pytest.mark.parametrize(
     ("name", "options", "size", "told"),
     [
@@ -125,6 +133,9 @@ def test_a_name_with_half_of_it_wrong_is_refused(name: str) -> None:
         ("monai:SegResNet", {"init_filters": "many"}, 32, "refuses its options"),
         ("monai:SegResNet", {}, (100, 64), "nearest size that works is 104 x 64"),
         ("monai:UNETR", SMALL["monai:UNETR"], 40, "nearest size that works is 48 x 48"),
+        ("monai:UNet", {"channels": (4, 8, 16), "strides": (3, 3)}, 50, "nearest size that works is 54 x 54"),
+        ("monai:SegResNet", {}, (33, 47), "nearest size that works is 32 x 48"),
+        ("monai:UNet", {"channels": (8, 16), "strides": (0,)}, 32, "refuses its options|does not segment"),
         ("monai:FullyConnectedNet", {"hidden_channels": [4]}, 32, "does not segment|in place of a segmentation"),
         ("sd_utnet", {}, None, "give image_size"),
         ("sd_utnet", {}, 100, "nearest size that works is 128 x 128"),

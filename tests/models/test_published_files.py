@@ -101,6 +101,68 @@ def test_tables_that_were_averaged_are_made_anew(utnet: dict[str, Tensor], dtype
     assert equal(to_published(loaded), utnet)
 
 
+@pytest.mark.parametrize("by", [0.4, -1e-4])
+def test_tables_that_were_averaged_by_less_than_one_are_told_too(utnet: dict[str, Tensor], by: float) -> None:
+    spoilt = {key: value + by if key.endswith("index") else value for key, value in utnet.items()}
+    told: list[str] = []
+    loaded = load_published(spoilt, careful=told.append)
+    assert told == ["144 of 144 entries of the relative-position tables were off; they were computed anew"]
+    assert equal(to_published(loaded), utnet)
+
+
+def test_counts_that_were_averaged_are_rounded_and_told(utnet: dict[str, Tensor]) -> None:
+    name = "inc.0.bn1.num_batches_tracked"
+    told: list[str] = []
+    loaded = load_published({**utnet, name: torch.tensor(12.7)}, careful=told.append)
+    assert told == [
+        f"1 of {sum(key.endswith('tracked') for key in utnet)} counts of batches were no whole numbers; "
+        "they were rounded"
+    ]
+    assert equal(to_published(loaded), {**utnet, name: torch.tensor(13)})
+    with pytest.raises(CheckpointError, match=r"num_batches_tracked is 1e\+30, expected a count of batches"):
+        load_published({**utnet, name: torch.tensor(1e30)})
+
+
+def test_weights_that_are_whole_numbers_are_refused(utnet: dict[str, Tensor]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"outc.weight holds whole numbers \(torch.int64\), expected torch.float32"
+    ):
+        load_published({**utnet, "outc.weight": utnet["outc.weight"].long()})
+
+
+@pytest.mark.parametrize("what", [3, None, [1], b"x"])
+def test_what_is_no_state_dict_is_refused(what: Any) -> None:
+    with pytest.raises(CheckpointError, match="a state dict, or the path of a file that holds one, got"):
+        load_published(what)
+
+
+def test_a_prefix_that_all_names_share_may_be_missing() -> None:
+    (form,) = (form for form in FORMS if form.prefix)
+    _, state = published(form)
+    loaded = load_published({name.removeprefix(form.prefix): value for name, value in state.items()})
+    assert equal(to_published(loaded), state)
+
+
+def test_a_style_encoder_of_no_size_names_its_entry() -> None:
+    (form,) = (form for form in FORMS if form.title == "SD-UTNet")
+    _, state = published(form)
+    with pytest.raises(CheckpointError, match=r"m_encoder.fc.weight has the shape \(32, 100\), expected \(32, 128"):
+        load_published({**state, "m_encoder.fc.weight": torch.ones(32, 100)})
+
+
+def test_of_names_that_nobody_knows_no_network_is_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match=r"none of its names is known, such as resnet.conv1.weight\. Known"):
+        load_published({"resnet.conv1.weight": torch.ones(2)})
+
+
+def test_the_nearest_network_shares_the_most_names() -> None:
+    (form,) = (form for form in FORMS if form.title == "SD-UTNet of a site")
+    _, state = published(form)
+    few = dict(list(state.items())[: len(state) // 2])
+    with pytest.raises(CheckpointError, match="the nearest is SD-UTNet of"):
+        load_published(few)
+
+
 def test_by_default_a_warning_tells_of_them(utnet: dict[str, Tensor]) -> None:
     name = "down3.blocks.3.attn.relative_position_encoding.relative_position_index"
     with pytest.warns(UserWarning, match="16 of 144 entries"):
@@ -250,7 +312,7 @@ REFUSED: Mapping[Spoil, str] = {
     whole_model: "would run code; it is not opened",
     cut_short: "cut short or no file of torch",
     zero_bytes: "cut short or no file of torch",
-    other_layer: "nearest is UTNet, but it has extra0.weight, .* and 4 more. Known are",
+    other_layer: "spoilt.pt: a checkpoint of no known network; the nearest is UTNet, but it has extra0.weight, .* and 4",
     without_a_layer: "nearest is UTNet, but it lacks outc.bias. Known are",
     misshapen: r"up4.conv_ch.bias has the shape \(5,\), expected \(2,\)",
     not_finite: "'up4.conv_ch.bias' is not finite",

@@ -142,12 +142,12 @@ class StyleAugmentation(Around):
         if not self._foreign:
             return super().loss(model, batch, objective)
         network, seen = require_styles(model), list[Tensor]()
-        watch = network.content_encoder.register_forward_hook(lambda module, given, made: seen.append(made))
+        watch = network.bounded.register_forward_hook(lambda module, given, made: seen.append(made))
         try:
             terms = super().loss(model, batch, objective)
         finally:
             watch.remove()
-        content = seen[0].tanh()  # of the images themselves, which come first
+        content = seen[0]  # of the images themselves, which come first
         rendered = network.in_style(batch.images, content.detach(), **self._foreign)
         distance = l1_loss(network.content(rendered).float(), content.float())
         return {**terms, "content": self._weight * distance}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.models.objectives import OBJECTIVES, Objective, objective
-from fedgs.models.outputs import TakesApart, foreground, probabilities, segment
+from fedgs.models.outputs import HasContent, TakesApart, foreground, probabilities, segment
 from fedgs.models.sizes import check_batch, check_size
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "MODELS",
     "OBJECTIVES",
     "Entry",
+    "HasContent",
     "Objective",
     "TakesApart",
     "build",

@@ -181,13 +181,17 @@ class ContentNetwork(nn.Module):
         segmentation: Tensor = self(images).segmentation
         return segmentation
 
+    def content(self, images: Tensor) -> Tensor:
+        """Gives the content of images, (B, 8, H, W), in (-1, 1)."""
+        return torch.tanh(self.content_encoder(images))
+
     def forward(self, images: Tensor) -> ContentOutput:
         """Segments images, (B, C, H, W).
 
         Raises:
             ShapeError: The content encoder cannot take H x W.
         """
-        content = torch.tanh(self.content_encoder(images))
+        content = self.content(images)
         return ContentOutput(self.segmentor(content), content)
 
 
@@ -223,14 +227,15 @@ class Disentangled(nn.Module):
         self._run = partial(run_stage, recompute=recompute)
         check_size(content_encoder, *image_size)
         self.image_size, self._style_sees_content = image_size, style_sees_content
-        self.content_encoder = content_encoder
+        self.content_encoder, self.bounded = content_encoder, nn.Tanh()
         self.segmentor = Segmentor(num_classes)
         self.style_encoder = StyleEncoder(in_channels + CONTENT_CHANNELS * style_sees_content, *image_size)
         self.decoder = StyleDecoder(in_channels)
 
     def content(self, images: Tensor) -> Tensor:
-        """Gives the content of images, (B, 8, H, W), in (-1, 1)."""
-        return torch.tanh(self.content_encoder(images))
+        """Gives the content of images, (B, 8, H, W), in (-1, 1); what `bounded` gives."""
+        content: Tensor = self.bounded(self.content_encoder(images))
+        return content
 
     def style(self, images: Tensor, content: Tensor) -> Style:
         """Draws the style of images, whose content is given."""

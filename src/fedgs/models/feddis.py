@@ -107,6 +107,11 @@ class FedDisServer(nn.Module):
         segmentation: Tensor = self.segmentation_decoder(self.shape_encoder(images))
         return segmentation
 
+    def content(self, images: Tensor) -> Tensor:
+        """Gives the code of the shape of images, (B, 4 * base_channels, H / 8, W / 8)."""
+        shape: Tensor = self.shape_encoder(images)
+        return shape
+
     def forward(self, images: Tensor) -> FedDisServerOutput:
         """Segments images, (B, C, H, W), and makes them again from their shape.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,14 @@ from monai.utils.module import OptionalImportError
 from torch import Generator, Tensor, nn
 
 from fedgs.errors import ConfigError, ShapeError, unknown_choice
-from fedgs.models.sizes import nearest_size
 
 __all__ = ["MonaiNet", "architectures"]
 
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 25, 27, 28, 32, 36, 48, 49, 64, 96, 128)
+_ROOMY = 160
+
+# What constructors and forward passes that were not written for an option or a size raise.
+_REFUSALS = (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 Size = tuple[int, int]
 
 
@@ -25,6 +29,9 @@ class MonaiNet(nn.Module):
     """A network of MONAI; returns logits.
 
     Where a network gives several outputs, the first is taken.
+
+    Attributes:
+        memory_format: Channels last, which is faster, or contiguous, where the network takes nothing else.
 
     Args:
         in_channels: Of the images.
@@ -47,14 +54,15 @@ class MonaiNet(nn.Module):
         super().__init__()
         kind = _class_of(architecture)
         self._make = partial(_make, kind, in_channels, num_classes, options)
-        _require(self._make, architecture, (in_channels, num_classes), image_size)
+        channels = (in_channels, num_classes)
+        self.memory_format = _require(self._make, architecture, channels, image_size)
         self._image_size = image_size
-        self.minimal_batch = 1 if _problem(self._make, (in_channels, num_classes), image_size, batch=1) is None else 2
+        self.minimal_batch = 1 if _problem(self._make, channels, image_size, batch=1) is None else 2
         self.net = self._make(image_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (B, in_channels, H, W) to logits (B, num_classes, H, W)."""
-        return _first(self.net(images))
+        return _first(self.net(images.contiguous(memory_format=self.memory_format)))
 
     def draw(self, generator: Generator) -> None:
         """Sets every weight anew, as MONAI does, from a generator that is advanced."""
@@ -99,8 +107,12 @@ def _make(kind: type[nn.Module], in_channels: int, num_classes: int, options: di
     except OptionalImportError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"MONAI's {kind.__name__} needs another package: {reason}") from error
-    except (TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError) as error:
-        raise ConfigError(f"MONAI's {kind.__name__} refuses its options: {error}") from error
+    except _REFUSALS as error:
+        raise ConfigError(f"MONAI's {kind.__name__} refuses its options: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _first(output: Any) -> Tensor:
@@ -110,16 +122,29 @@ def _first(output: Any) -> Tensor:
     return tensor
 
 
-def _require(make: Callable[[Size], nn.Module], architecture: str, channels: tuple[int, int], size: Size) -> None:
-    """Tries a size on tensors without content."""
+def _require(
+    make: Callable[[Size], nn.Module], architecture: str, channels: tuple[int, int], size: Size
+) -> torch.memory_format:
+    """Tries a size on tensors without content, then, for the layout of memory, with content."""
     problem = _problem(make, channels, size)
     if problem is None:
-        return
-    for other in _sizes_near(size):
-        if _works(make, channels, other):
-            came, works = (f"{height} x {width}" for height, width in (size, other))
-            raise ShapeError(f"{architecture} cannot take {came} pixels; the nearest size that works is {works}")
+        return _layout(make(size), torch.zeros(2, channels[0], *size))
+    if (other := _nearest(partial(_works, make, channels), size)) is not None:
+        came, fits = (f"{height} x {width}" for height, width in (size, other))
+        raise ShapeError(f"{architecture} cannot take {came} pixels; the nearest size that works is {fits}")
     raise ConfigError(f"{architecture} with these options does not segment images of {size[0]} x {size[1]}: {problem}")
+
+
+@torch.no_grad()
+def _layout(network: nn.Module, images: Tensor) -> torch.memory_format:
+    """Some networks view their features in a way that works in contiguous memory only."""
+    last = torch.channels_last
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network.train().to(memory_format=last)(images.to(memory_format=last))  # type: ignore[call-overload]
+    except RuntimeError:
+        return torch.contiguous_format
+    return last
 
 
 def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: Size, batch: int = 2) -> str | None:
@@ -129,8 +154,8 @@ def _problem(make: Callable[[Size], nn.Module], channels: tuple[int, int], size:
         with torch.no_grad():
             network, images = make(size).to("meta"), torch.empty(batch, channels[0], *size, device="meta")
             evaluated, trained = (_shapes(network.train(training)(images)) for training in (False, True))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    except _REFUSALS as error:
+        return _reason(error)
     if len(evaluated[0]) != len(expected):
         raise ConfigError(f"this network of MONAI gives {evaluated[0]} in place of a segmentation {expected}")
     if evaluated[0] != expected:
@@ -157,8 +182,13 @@ def _works(make: Callable[[Size], nn.Module], channels: tuple[int, int], size: S
         return False
 
 
-def _sizes_near(size: Size) -> Iterator[Size]:
-    for minimum in (1, 32, 64, 128, 256):
-        for multiple in _MULTIPLES:
-            height, width = (nearest_size(pixels, multiple=multiple, minimum=max(minimum, multiple)) for pixels in size)
-            yield height, width
+def _nearest(works: Callable[[Size], bool], size: Size) -> Size | None:
+    """Finds of what the sides must be multiples, on roomy images, then the nearest size of that kind that works."""
+    for multiple in _MULTIPLES:
+        side = multiple * (max(3, _ROOMY // multiple) | 1)  # an odd multiple, so none of twice as much
+        if works((side, side)):
+            sides = [[max(pixels // multiple + more, 1) * multiple for more in (0, 1, 2)] for pixels in size]
+            near: list[Size] = [(height, width) for height in sides[0] for width in sides[1]]
+            near.sort(key=lambda other: (math.dist(size, other), -math.prod(other)))
+            return next((other for other in near if works(other)), (side, side))
+    return None

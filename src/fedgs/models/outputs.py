@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Segments", "TakesApart", "foreground", "in_full_precision", "log_probabilities", "probabilities", "segment"]
+__all__ = [
+    "HasContent",
+    "Segments",
+    "TakesApart",
+    "foreground",
+    "in_full_precision",
+    "log_probabilities",
+    "probabilities",
+    "segment",
+]
 
 
 @runtime_checkable
@@ -24,12 +33,17 @@ class Segments(Protocol):
 
 
 @runtime_checkable
-class TakesApart(Protocol):
-    """A network that takes images apart into content and style, and makes them again from the two."""
+class HasContent(Protocol):
+    """A network that says where things are before it says what they are."""
 
     def content(self, images: Tensor) -> Tensor:
         """Maps images (B, C, H, W) to where things are, (B, channels, h, w)."""
         ...
+
+
+@runtime_checkable
+class TakesApart(HasContent, Protocol):
+    """A network that takes images apart into content and style, and makes them again from the two."""
 
     def mean_style(self, images: Tensor, content: Tensor) -> Tensor:
         """Maps images and their content to what they look like; nothing random is in it."""

@@ -92,7 +92,12 @@ def _sizes_of_unet(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
 
 
 def _sizes_of_style(shapes: Shapes) -> dict[str, Any]:
-    tiles = shapes["style_encoder.hidden.weight"][1] // 128  # as many channels for each, of 16 x 16 pixels
+    tiles, rest = divmod(shapes["style_encoder.hidden.weight"][1], 128)  # as many channels for each, of 16 x 16 pixels
+    if rest or not tiles:
+        raise CheckpointError(
+            f"m_encoder.fc.weight has the shape {shapes['style_encoder.hidden.weight']}, expected (32, 128 * n) with n "
+            "= ceil(height / 16) * ceil(width / 16) of its images"
+        )
     return {"num_classes": shapes["segmentor.head.weight"][0], "tiles": tiles}
 
 

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from fedgs.errors import CheckpointError, FedgsError, ShapeError
+from fedgs.models.instance_norm import with_instance_norm
 from fedgs.models.published import FORMS, Form, from_published
 from fedgs.models.sizes import check_size
 from fedgs.models.utnet import RelativePositionBias
 
-__all__ = ["Published", "load_published", "read_published", "read_state"]
+__all__ = ["Published", "load_published", "mended", "read_published", "read_state"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _DEEPEST_WRAPPING = 8
+_LARGEST_COUNT = 2**53
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 _DECIMAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -79,8 +81,19 @@ def read_published(
             finite, or its images cannot be square; the message tells the nearest network and what differs.
         ShapeError: The network cannot take `image_size`.
     """
-    state = read_state(source) if isinstance(source, (str, Path)) else _plain(source)
-    form, names = _recognised(state)
+    if not isinstance(source, (str, Path)):
+        return _read(_plain(source), image_size, careful)
+    state = read_state(source)
+    try:
+        return _read(state, image_size, careful)
+    except (CheckpointError, ShapeError) as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+def _read(
+    state: dict[str, Tensor], image_size: int | tuple[int, int] | None, careful: Callable[[str], None]
+) -> Published:
+    form, names, state = _recognised(state)
     sizes = _sizes(form, {ours: tuple(state[theirs].shape) for ours, theirs in names.items()}, image_size)
     with torch.device("meta"):  # so that nothing is allocated before all shapes are known to fit
         empty = _made(form, sizes)
@@ -88,15 +101,17 @@ def read_published(
     if image_size is not None:
         check_size(empty, *_both_sides(image_size))
     model = _made(form, sizes)
-    expected = model.state_dict()
-    given = {ours: state[theirs].to(expected[ours].dtype) for ours, theirs in names.items()}
-    model.load_state_dict(given | _mended(model, given, careful))
+    given = {ours: state[theirs] for ours, theirs in names.items()}
+    for ours, value in model.state_dict().items():
+        if value.is_floating_point() and not given[ours].is_floating_point():
+            raise CheckpointError(f"{names[ours]} holds whole numbers ({given[ours].dtype}), expected {value.dtype}")
+    model.load_state_dict(given | mended(model, given, careful))
     return Published(form.title, model, sizes)
 
 
 def _made(form: Form, sizes: Mapping[str, Any]) -> nn.Module:
     try:
-        model = form.network(**sizes)
+        model = with_instance_norm(form.network(**sizes))
     except Exception as error:  # sizes come from the file; whatever they lead to is its fault
         reason = str(error) if isinstance(error, FedgsError) else _brief(error)
         raise CheckpointError(f"a checkpoint of {form.title}, but of sizes that it cannot have: {reason}") from error
@@ -163,8 +178,10 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _plain(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _plain(content: Any) -> dict[str, Tensor]:
     """Takes off what trainers wrap around a state dict, and refuses entries that are no plain numbers by name."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"expected a state dict, or the path of a file that holds one, got {content!r:.80}")
     content = _unwrapped(content)
     if not content:
         raise CheckpointError("expected a state dict of tensors, found nothing")
@@ -204,16 +221,29 @@ def _problem(value: Tensor) -> str | None:
     return "is not finite" if value.dtype in _DECIMAL and not value.float().isfinite().all() else None
 
 
-def _recognised(state: Mapping[str, Tensor]) -> tuple[Form, dict[str, str]]:
-    """The form whose names these are, with the published name of every entry by our name."""
+def _recognised(state: dict[str, Tensor]) -> tuple[Form, dict[str, str], dict[str, Tensor]]:
+    """The form whose names these are, the published name of every entry by ours, and the entries by published name."""
     with torch.device("meta"):
         examples = {form.title: form.network(in_channels=1, **form.example) for form in FORMS}
     known = {form.title: (form, form.published(examples[form.title])) for form in FORMS}
-    distances = {title: len(set(names.values()) ^ state.keys()) for title, (_, names) in known.items()}
-    nearest = min(distances, key=lambda title: distances[title])
+    for (
+        form,
+        names,
+    ) in known.values():  # a prefix that all entries share may have been taken off as if it were a wrapper
+        prefixed = {form.prefix + name: value for name, value in state.items()}
+        if form.prefix and prefixed.keys() == set(names.values()):
+            state = prefixed
+    published = {title: set(names.values()) for title, (_, names) in known.items()}
+    likeness = {title: len(state.keys() & names) / len(state.keys() | names) for title, names in published.items()}
+    nearest = max(likeness, key=lambda title: likeness[title])
     form, names = known[nearest]
-    if distances[nearest]:
-        missing, unknown = sorted(set(names.values()) - state.keys()), sorted(state.keys() - set(names.values()))
+    missing, unknown = sorted(published[nearest] - state.keys()), sorted(state.keys() - published[nearest])
+    if not likeness[nearest]:
+        raise CheckpointError(
+            f"a checkpoint of no known network; none of its names is known, such as {_some(unknown)}. "
+            f"Known are: {', '.join(known)}"
+        )
+    if missing or unknown:
         differences = [
             f"{what} {_some(entries)}" for what, entries in (("lacks", missing), ("has", unknown)) if entries
         ]
@@ -228,7 +258,7 @@ def _recognised(state: Mapping[str, Tensor]) -> tuple[Form, dict[str, str]]:
                 f"a checkpoint of {nearest}, but {names[ours]} has the shape {shape}, expected {example.ndim} "
                 "dimensions, none of them empty"
             )
-    return form, names
+    return form, names, state
 
 
 def _some(entries: list[str], shown: int = 5) -> str:
@@ -236,24 +266,39 @@ def _some(entries: list[str], shown: int = 5) -> str:
     return ", ".join(entries[:shown]) + more
 
 
-def _mended(model: nn.Module, given: Mapping[str, Tensor], careful: Callable[[str], None]) -> dict[str, Tensor]:
-    """Tables of relative positions are constants; where they differ, they were averaged as if they were weights."""
-    own = {
-        f"{path}.index": module.index
-        for path, module in model.named_modules()
-        if isinstance(module, RelativePositionBias)
+def mended(model: nn.Module, given: Mapping[str, Tensor], careful: Callable[[str], None]) -> dict[str, Tensor]:
+    """Gives the whole numbers of a network anew where they were averaged as if they were weights.
+
+    Tables of relative positions are constants and become what the network has; counts are rounded.
+
+    Args:
+        model: The network.
+        given: Tensors by our names, not necessarily all; of another shape they are left alone.
+        careful: Told how many were off.
+    """
+    known = {name: value for name, value in model.state_dict().items() if name in given}
+    whole = {
+        name: value
+        for name, value in known.items()
+        if not value.is_floating_point() and value.shape == given[name].shape
     }
-    off = sum(int((given[name] != index).sum()) for name, index in own.items())
-    if off:
-        entries = sum(index.numel() for index in own.values())
+    tables = [f"{path}.index" for path, part in model.named_modules() if isinstance(part, RelativePositionBias)]
+    constants = {name: whole[name] for name in tables if name in whole}
+    if off := sum(int((given[name] != value).sum()) for name, value in constants.items()):
+        entries = sum(value.numel() for value in constants.values())
         careful(f"{off:,} of {entries:,} entries of the relative-position tables were off; they were computed anew")
-    return dict(own) if off else {}
+    counts = {name: given[name].round() for name in whole.keys() - constants.keys()}
+    if off := sum(int((given[name] != value).sum()) for name, value in counts.items()):
+        careful(f"{off:,} of {len(counts):,} counts of batches were no whole numbers; they were rounded")
+    if large := sorted(name for name, value in counts.items() if (value.abs().double() > _LARGEST_COUNT).any()):
+        raise CheckpointError(f"{large[0]} is {counts[large[0]].max():g}, expected a count of batches")
+    return {**constants, **{name: value.to(whole[name].dtype) for name, value in counts.items()}}
 
 
 def _brief(error: Exception) -> str:
     """The reason alone; torch precedes it by advice to run whatever is in the file."""
-    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    return _shortened((reason.splitlines() or [type(error).__name__])[0])
+    reason = (str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [""])[0]
+    return _shortened(reason if any(sign.isalpha() for sign in reason) else type(error).__name__)
 
 
 def _shortened(text: str, longest: int = 120) -> str:

@@ -14,9 +14,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, get_font
+from matplotlib.font_manager import findfont as find_font
 from matplotlib.lines import Line2D
 
-__all__ = ["CaseView", "content_figure", "look_figure", "style_figure"]
+__all__ = ["CaseView", "content_figure", "drawable", "look_figure", "style_figure"]
 
 _PANEL, _GAP = 2.1, 0.08
 _TRUTH, _PREDICTION = "#ffffff", "#19d3f5"
@@ -141,13 +143,25 @@ def style_figure(
         corner.set_axis_off()
         corner.text(0.5, 0.5, "content \N{DOWNWARDS ARROW}\nstyle \N{RIGHTWARDS ARROW}", ha="center", va="center")
         for panel, (name, picture) in zip(heads, columns, strict=True):
-            _show(panel, picture, name)
+            _show(panel, picture, drawable(name, 18))
         for line, (name, picture), images in zip(sheet.axes[1:], rows, rendered, strict=True):
             _show(line[0], picture, "")
-            line[0].set_ylabel(name)
+            line[0].set_ylabel(drawable(name, 18)).set_parse_math(False)
             for panel, image in zip(line[1:], images, strict=True):
                 _show(panel, image, "")
         return sheet.png()
+
+
+def drawable(name: str, longest: int) -> str:
+    """Gives a name as a figure can show it: shortened in the middle, with signs that its font lacks as question marks.
+
+    >>> drawable("a-very-long-name-of-a-case", 15)
+    'a-very-…-a-case'
+    """
+    font = get_font(find_font(FontProperties(family=["sans-serif"])))
+    shown = "".join(sign if font.get_char_index(ord(sign)) else "?" for sign in name)
+    half = (longest - 1) // 2
+    return shown if len(shown) <= longest else f"{shown[: longest - 1 - half]}…{shown[-half:]}"
 
 
 class _Sheet:
@@ -181,7 +195,8 @@ class _Sheet:
         self._size = left + columns * (panel + _GAP) + right, 0.35 + first + rows * (panel + above) + below
         self._below, self._right = below, right
         self._figure = Figure(figsize=self._size, dpi=110)
-        self._figure.suptitle(title, x=0.08 / self._size[0], y=1 - 0.08 / self._size[1], ha="left", va="top")
+        words = self._figure.suptitle(title, x=0.08 / self._size[0], y=1 - 0.08 / self._size[1], ha="left", va="top")
+        words.set_parse_math(False)
         tops = [below + (rows - row - 1) * (panel + above) for row in range(rows)]
         lefts = [left + column * (panel + _GAP) for column in range(columns)]
         self.axes = np.array([[self._place(x, y, panel, panel) for x in lefts] for y in tops], dtype=object)
@@ -212,7 +227,7 @@ class _Sheet:
 
 def _show(axes: Axes, values: npt.NDArray[np.generic], title: str, **options: object) -> None:
     axes.imshow(values, **options)  # type: ignore[arg-type]
-    axes.set_title(title)
+    axes.set_title(title).set_parse_math(False)
     axes.set_xticks([])
     axes.set_yticks([])
 

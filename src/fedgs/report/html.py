@@ -99,7 +99,7 @@ def write_explanation(run: Path, place: Path) -> Path:
     if explained is None:
         raise DataError(f"{place}: holds no figures; make them with: fedgs explain {run}")
     label = f"{comparison.algorithm_label(loaded)}, {loaded.model}"
-    content = {"label": label, "run": loaded, "explained": {label: explained}, "picture": _png_uri, "area": _IMAGE_AREA}
+    content = {"label": label, "run": loaded, "explained": {label: explained}, "picture": _png_uri}
     _write(place / "index.html", "explain.html.j2", content | {"credit": _CREDITS.get(loaded.adapter, "")})
     return place / "index.html"
 

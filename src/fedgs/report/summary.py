@@ -420,7 +420,7 @@ def _overlay(folder: Path, row: Mapping[str, str]) -> Overlay:
 
 
 def read_figures(folder: Path) -> Figures | None:
-    """Reads what `fedgs explain` made in a folder; None where it made nothing.
+    """Reads what `fedgs explain` made in a folder; None where it made nothing, or was interrupted.
 
     Raises:
         DataError: A picture is missing, or the list cannot be understood.
@@ -430,6 +430,8 @@ def read_figures(folder: Path) -> Figures | None:
     if not path.is_file():
         return None
     content = _json(path)
+    if not content.get("figures", True):
+        return None
     return _parsed(
         path,
         lambda: Figures(
