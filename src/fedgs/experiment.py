@@ -28,6 +28,7 @@ from fedgs.assembly import (
     resolve,
     split_of,
     steps_of,
+    with_needed_regions,
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
@@ -215,7 +216,7 @@ class _Trial:
         seed = self.config.federation.seed
         torch.manual_seed(derive(seed, "layers", *names))  # dropout and the like draw from torch's own generator
         batches = training_batches(
-            self.index,
+            with_needed_regions(self.config, self.index),
             rows,
             batch_size=training.batch_size,
             steps=steps,

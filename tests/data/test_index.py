@@ -456,14 +456,14 @@ def test_a_moved_source_keeps_its_index(source: Path, tmp_path: Path, read_cases
 def test_an_index_of_a_newer_version_is_refused(source: Path, tmp_path: Path, snapshot: Snapshot) -> None:
     folder = build_index(source, tmp_path / "index", size=32).folder
     settings = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(settings | {"format": 3}))
+    (folder / "index.json").write_text(json.dumps(settings | {"format": 4}))
     before = snapshot(folder)
     for attempt in (
         lambda: open_index(folder),
         lambda: build_index(source, folder, size=32),
         lambda: open_data(folder),
     ):
-        with pytest.raises(DataError, match="format 3, this version of fedgs reads 2; update fedgs"):
+        with pytest.raises(DataError, match="format 4, this version of fedgs reads 3; update fedgs"):
             attempt()
     assert snapshot(folder) == before
 
@@ -473,10 +473,10 @@ def test_an_index_of_an_older_version_is_made_again(
 ) -> None:
     with monkeypatch.context() as patch:
         for module in (cache, table):
-            patch.setattr(module, "_FORMAT", 1)
+            patch.setattr(module, "_FORMAT", 2)
         folder = build_index(source, tmp_path / "index", size=32).folder
     for attempt in (lambda: open_index(folder), lambda: open_data(folder)):
-        with pytest.raises(DataError, match=r"older version .*format 1, this one reads 2.*'fedgs index' again on /"):
+        with pytest.raises(DataError, match=r"older version .*format 2, this one reads 3.*'fedgs index' again on /"):
             attempt()
     with pytest.raises(DataError, match="is the index of"):
         build_index(shutil.copytree(source, tmp_path / "other"), folder, size=32)
