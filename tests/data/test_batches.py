@@ -13,6 +13,7 @@ import torch
 
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import count_steps, scoring_batches, training_batches
+from fedgs.data.case import Batch
 from fedgs.errors import ConfigError, DataError
 
 
@@ -215,3 +216,32 @@ def test_lengths_that_make_no_sense_are_refused_at_once(
 def test_scoring_needs_a_batch_size() -> None:
     with pytest.raises(ConfigError, match="batch size"):
         scoring_batches(MadeFrames(4), range(4), batch_size=0)
+
+
+def test_regions_are_read_only_where_they_are_asked_for_and_change_nothing_else() -> None:
+    def taken(gives_regions: bool) -> tuple[list[Batch], int]:
+        frames = MadeFrames(12)
+        frames.gives_regions = gives_regions
+        given = training_batches(
+            frames, range(12), batch_size=4, epochs=2, augmentation=Augmentation(), generator=generator(3)
+        )
+        return list(given), frames.read
+
+    (plain, read), (with_regions, read_more) = taken(False), taken(True)
+    assert (read, read_more) == (24, 48)
+    for one, other in zip(plain, with_regions, strict=True):
+        assert one.regions is one.weights is other.weights is None
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "masks", "is_small"))
+        assert (other.regions.dtype, other.regions.shape) == (torch.uint8, other.masks.shape)
+
+
+def test_regions_belong_to_their_masks() -> None:
+    frames = MadeFrames(100)
+    frames.gives_regions = True
+    width = 512 // 16
+    for batch in training_batches(
+        frames, range(100), batch_size=5, epochs=1, augmentation=Augmentation.none(), generator=generator()
+    ):
+        assert (batch.regions == 1)[:, 0].sum(1).tolist() == [
+            (row * 2 + width // 2 - 1) // width for row in rows_of(batch.images)
+        ]
