@@ -109,11 +109,10 @@ def _sums_by_region(values: list[Tensor], regions: Tensor) -> Tensor:
     """Sums each of n maps (B, H, W) over the pixels of each number: (n, B, 256)."""
     import torch
 
-    stacked = torch.stack(values)
-    numbers = regions.long().expand(stacked.shape)
+    numbers = regions.long()
+    slots = values[0].new_zeros(*regions.shape[:-1], _NUMBERS)
     # Row by row first: one running sum over a whole image would lose digits.
-    rows = stacked.new_zeros(*stacked.shape[:-1], _NUMBERS).scatter_add(-1, numbers, stacked)
-    return rows.sum(-2)
+    return torch.stack([slots.scatter_add(-1, numbers, value).sum(-2) for value in values])
 
 
 def _with_first(values: Tensor, first: Tensor) -> Tensor:

@@ -49,15 +49,23 @@ def _cross_entropy_map(output: Any, batch: Batch) -> Tensor:
     return functional.nll_loss(log_probabilities(output), batch.masks.long(), reduction="none")
 
 
-def _blob(output: Any, batch: Batch) -> dict[str, Tensor]:
-    return {"blob": blob_dice_loss(foreground(output), batch.masks, _regions(batch), batch.weights)}
+def _blob_dice(output: Any, batch: Batch) -> dict[str, Tensor]:
+    scores = foreground(output)
+    return {
+        "dice": dice_loss_of_batch(scores, batch.masks),
+        "blob": blob_dice_loss(scores, batch.masks, _regions(batch), batch.weights),
+    }
 
 
-def _by_region(output: Any, batch: Batch) -> dict[str, Tensor]:
-    dice, entropy = region_dice_ce_losses(
-        foreground(output), _cross_entropy_map(output, batch), batch.masks, _regions(batch), batch.weights
-    )
-    return {"cc_dice": dice, "cc_cross_entropy": entropy}
+def _cc_dice_ce(output: Any, batch: Batch) -> dict[str, Tensor]:
+    scores, entropy = foreground(output), _cross_entropy_map(output, batch)
+    dice, of_regions = region_dice_ce_losses(scores, entropy, batch.masks, _regions(batch), batch.weights)
+    return {
+        "dice": dice_loss_of_batch(scores, batch.masks),
+        "cross_entropy": mean_of_images(entropy.mean((1, 2)), batch.weights),
+        "cc_dice": dice,
+        "cc_cross_entropy": of_regions,
+    }
 
 
 def _regions(batch: Batch) -> Tensor:
@@ -120,9 +128,9 @@ OBJECTIVES: Mapping[str, Kind] = {
     "dice_per_image": Kind((_dice_per_image,), {"dice": 1.0}, per_image=True),
     "dice_batch+ce": Kind((_dice_batch, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
     "dice_per_image+ce": Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}, per_image=True),
-    "blob_dice": Kind((_dice_batch, _blob), {"dice": 2.0, "blob": 1.0}, needs_regions=True),
+    "blob_dice": Kind((_blob_dice,), {"dice": 2.0, "blob": 1.0}, needs_regions=True),
     "cc_dice_ce": Kind(
-        (_dice_batch, _cross_entropy, _by_region),
+        (_cc_dice_ce,),
         {"dice": 1.0, "cross_entropy": 1.0, "cc_dice": 1.0, "cc_cross_entropy": 1.0},
         needs_regions=True,
     ),
