@@ -151,8 +151,11 @@ def test_what_sites_keep_is_killed_and_resumed_byte_for_byte(variant: str, data:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.for_any][1:])
-def test_every_other_objective_is_killed_and_goes_on_to_the_same_bytes(objective: str, data: Path, tmp_path: Path) -> None:
+OTHER_OBJECTIVES = [name for name, kind in OBJECTIVES.items() if kind.for_any and name != "dice_batch"]
+
+
+@pytest.mark.parametrize("objective", OTHER_OBJECTIVES)
+def test_other_objectives_are_killed_and_go_on_to_the_same_bytes(objective: str, data: Path, tmp_path: Path) -> None:
     changes = {"rounds": 2, "local_steps": 2, "objective": objective}
     arguments = ["train", "--data", str(data), *flags(**FLAGS | changes), "--out"]
     whole, out = tmp_path / "whole", tmp_path / "run"
