@@ -27,6 +27,7 @@ BENCHMARKS = (
     "aggregation",
     "sample",
     "training_step",
+    "objectives",
     "inference",
     "engine_round",
     "many_sites",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedgs.models import OBJECTIVES
 from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
 
@@ -148,3 +149,19 @@ def test_what_sites_keep_is_killed_and_resumed_byte_for_byte(variant: str, data:
     fedgs("train", "--out", str(out), "--resume")
     for name in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "scores.csv", "split.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+OTHER_OBJECTIVES = [name for name, kind in OBJECTIVES.items() if kind.for_any and name != "dice_batch"]
+
+
+@pytest.mark.parametrize("objective", OTHER_OBJECTIVES)
+def test_other_objectives_are_killed_and_go_on_to_the_same_bytes(objective: str, data: Path, tmp_path: Path) -> None:
+    changes = {"rounds": 2, "local_steps": 2, "objective": objective}
+    arguments = ["train", "--data", str(data), *flags(**FLAGS | changes), "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    fedgs(*arguments, str(whole))
+    kill_when(out, 'SiteFinished {"round": 2, "site": "', [*arguments, str(out)])
+    assert not (out / "summary.json").exists()
+    fedgs("train", "--out", str(out), "--resume")
+    assert last(out) == last(whole)
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()

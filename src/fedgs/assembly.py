@@ -35,6 +35,7 @@ __all__ = [
     "resolve",
     "split_of",
     "steps_of",
+    "with_needed_regions",
     "with_unseen_site",
 ]
 
@@ -102,6 +103,13 @@ def build_objective(config: RunConfig) -> models.Objective:
             f"choose one of: {', '.join(fit)}"
         )
     return made
+
+
+def with_needed_regions(config: RunConfig, index: Index) -> Index:
+    """Gives the index, whose training batches carry the regions of the lesions where the objective asks for them."""
+    found, _ = models.entry(config.model.model)
+    kind = models.OBJECTIVES[config.training.objective or found.objective]
+    return index.with_regions() if kind.needs_regions else index
 
 
 def build_scorer(config: RunConfig) -> Scorer:

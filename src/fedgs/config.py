@@ -119,7 +119,8 @@ class TrainingConfig:
     weight_decay: float = _setting(0.01, "Decoupled weight decay of AdamW.")
     objective: str | None = _setting(
         None,
-        "Loss: dice_batch or dice_per_image, each also with +ce, disentangled, feddis; the network's own if left out.",
+        "Loss: dice_batch or dice_per_image, each also with +ce, blob_dice, cc_dice_ce, disentangled, feddis; "
+        "the network's own if left out.",
     )
     objective_weights: Mapping[str, float] = field(
         default_factory=dict, metadata={"description": "Weight of a term of the loss as NAME=VALUE, such as kl=0.1."}

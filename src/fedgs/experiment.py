@@ -30,6 +30,7 @@ from fedgs.assembly import (
     resolve,
     split_of,
     steps_of,
+    with_needed_regions,
     with_unseen_site,
 )
 from fedgs.config import RunConfig, configure, differences, read_config
@@ -236,7 +237,7 @@ class _Trial:
         seed = self.config.federation.seed
         batches = partial(
             training_batches,
-            self.index,
+            with_needed_regions(self.config, self.index),
             rows,
             batch_size=training.batch_size,
             steps=steps,

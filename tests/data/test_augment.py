@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedgs.data.augment import Augmentation, Draw, apply, draw, normalise
+from fedgs.data.augment import Augmentation, Draw, apply, apply_to_regions, draw, normalise
+from fedgs.data.lesions import nearest_lesions
 from fedgs.errors import ConfigError
 
 RGB = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -228,6 +229,38 @@ def test_channels_last_memory_gives_the_same() -> None:
     stored = apply(images.contiguous(memory_format=torch.channels_last), masks, drawn, 64)
     torch.testing.assert_close(stored[0], usual[0])
     assert torch.equal(stored[1], usual[1])
+
+
+@pytest.mark.parametrize("size", [32, 100, 128, 512])
+@pytest.mark.parametrize("seed", range(3))
+def test_regions_move_with_their_lesions(size: int, seed: int) -> None:
+    """Each lesion moved as a mask of its own is what the moved regions make of the moved mask."""
+    lesions = torch.stack([blob(0.25, 0.3, 0.1), blob(0.6, 0.7, 0.03), blob(0.7, 0.2, 0.005)])
+    mask = lesions.any(0)
+    regions = torch.from_numpy(nearest_lesions(mask.numpy()))
+    drawn = draw(2, Augmentation(jitter=0), generator(seed))
+    images = torch.zeros(2, 3, size, size)
+    _, moved = apply(images, mask.expand(2, -1, -1), drawn, size)
+    numbers = apply_to_regions(regions.expand(2, -1, -1), drawn, size)
+    assert (numbers.dtype, numbers.shape) == (torch.uint8, moved.shape)
+    assert numbers.min() >= 1
+    for lesion in lesions:
+        (number,) = regions[lesion].unique()
+        _, alone = apply(images, lesion.expand(2, -1, -1), drawn, size)
+        assert torch.equal((numbers == number) & moved, alone)
+
+
+def test_regions_go_on_beyond_the_edge_of_the_image() -> None:
+    regions = torch.ones(1, 512, 512, dtype=torch.uint8)
+    regions[:, :, 256:] = 255
+    quarter = replace(still(), angle=torch.tensor([math.pi / 4]))
+    moved = apply_to_regions(regions, quarter, 64)
+    assert moved.unique().tolist() == [1, 255]
+    _, seen = apply(torch.zeros(1, 3, 64, 64), torch.ones_like(regions, dtype=torch.bool), quarter, 64)
+    assert not seen[0, 0, 0]
+    assert torch.equal(
+        apply_to_regions(torch.ones_like(regions), quarter, 64), torch.ones(1, 64, 64, dtype=torch.uint8)
+    )
 
 
 @pytest.mark.parametrize(

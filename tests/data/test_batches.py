@@ -13,6 +13,7 @@ import torch
 
 from fedgs.data.augment import Augmentation
 from fedgs.data.batches import count_steps, scoring_batches, training_batches
+from fedgs.data.case import Batch
 from fedgs.errors import ConfigError, DataError
 
 
@@ -20,7 +21,7 @@ class MadeFrames:
     """Frames whose every value tells their row; reading is counted."""
 
     def __init__(self, cases: int, size: int = 16, channels: int = 3) -> None:
-        self.size, self.channels, self.read = size, channels, 0
+        self.size, self.channels, self.read, self.gives_regions = size, channels, 0, False
         self.table = pd.DataFrame({"site": ["C1"] * cases, "is_small": [row % 3 == 0 for row in range(cases)]})
 
     def frame(self, row: int) -> npt.NDArray[np.uint8]:
@@ -28,6 +29,13 @@ class MadeFrames:
         frame = np.full((self.size, self.size, self.channels), row, dtype=np.uint8)
         frame.flags.writeable = False  # As memory-mapped files are.
         return frame
+
+    def regions(self, row: int) -> npt.NDArray[np.uint8]:
+        self.read += 1
+        regions = np.ones((512, 512), dtype=np.uint8)
+        regions[:, row * 2 :] = 2
+        regions.flags.writeable = False
+        return regions
 
     def mask(self, row: int) -> npt.NDArray[np.bool_]:
         mask = np.zeros((512, 512), dtype=bool)
@@ -100,7 +108,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:
         given = training_batches(
             frames, range(12), batch_size=4, epochs=2, augmentation=Augmentation(), generator=generator(seed)
         )
-        return [tensor for batch in given for tensor in batch]
+        return [tensor for batch in given for tensor in batch if tensor is not None]
 
     first, again, other = taken(5), taken(5), taken(6)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -208,3 +216,32 @@ def test_lengths_that_make_no_sense_are_refused_at_once(
 def test_scoring_needs_a_batch_size() -> None:
     with pytest.raises(ConfigError, match="batch size"):
         scoring_batches(MadeFrames(4), range(4), batch_size=0)
+
+
+def test_regions_are_read_only_where_they_are_asked_for_and_change_nothing_else() -> None:
+    def taken(gives_regions: bool) -> tuple[list[Batch], int]:
+        frames = MadeFrames(12)
+        frames.gives_regions = gives_regions
+        given = training_batches(
+            frames, range(12), batch_size=4, epochs=2, augmentation=Augmentation(), generator=generator(3)
+        )
+        return list(given), frames.read
+
+    (plain, read), (with_regions, read_more) = taken(False), taken(True)
+    assert (read, read_more) == (24, 48)
+    for one, other in zip(plain, with_regions, strict=True):
+        assert one.regions is one.weights is other.weights is None
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "masks", "is_small"))
+        assert (other.regions.dtype, other.regions.shape) == (torch.uint8, other.masks.shape)
+
+
+def test_regions_belong_to_their_masks() -> None:
+    frames = MadeFrames(100)
+    frames.gives_regions = True
+    width = 512 // 16
+    for batch in training_batches(
+        frames, range(100), batch_size=5, epochs=1, augmentation=Augmentation.none(), generator=generator()
+    ):
+        assert (batch.regions == 1)[:, 0].sum(1).tolist() == [
+            (row * 2 + width // 2 - 1) // width for row in rows_of(batch.images)
+        ]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fedgs.data import cache, table
 from fedgs.data.index import Index, build_index, open_data, open_index
-from fedgs.data.lesions import SMALL_RULES, SmallRule
+from fedgs.data.lesions import SMALL_RULES, SmallRule, nearest_lesions
 from fedgs.data.near import near_hash
 from fedgs.data.table import COLUMNS
 from fedgs.errors import ConfigError, DataError
@@ -164,6 +164,28 @@ def test_specks_are_no_lesions_at_any_size(tmp_path: Path, write_case: WriteCase
     assert index.table["specks"].tolist() == [2, 2]
     assert [int(index.mask(row).sum()) for row in (0, 1)] == [400, 0]
     assert [int(index.native_mask(row).sum()) for row in (0, 1)] == [1600, 0]
+
+
+def test_regions_are_kept_where_there_are_several_lesions(tmp_path: Path, write_case: WriteCase) -> None:
+    for name, corners in (("none", []), ("one", [300]), ("two", [300, 20]), ("with-specks", [300, 20, 200])):
+        _, path = write_case(tmp_path / "source", "A", name, side=0, size=(512, 512))
+        mask = np.zeros((512, 512), dtype=np.uint8)
+        for corner in corners:
+            mask[corner : corner + 20, corner : corner + 30] = 255
+        if name == "with-specks":
+            mask[100, ::2] = 255
+        Image.fromarray(mask).save(path)
+    index = build_index(tmp_path / "source", tmp_path / "index", size=32)
+    assert index.table["lesion_count"].tolist() == [0, 1, 2, 3]
+    for row, most in enumerate((1, 1, 2, 3)):
+        regions = index.regions(row)
+        assert (regions.shape, regions.dtype, regions.max(), regions.min()) == ((512, 512), np.uint8, most, 1)
+        np.testing.assert_array_equal(regions, nearest_lesions(index.mask(row)))
+    files = [cache.case_file(index.folder, 32, "A", name) for name in index.table["case"]]
+    assert ["regions" in cache.map_case(file) for file in files] == [False, False, True, True]
+    sizes = [file.stat().st_size for file in files]
+    assert sizes[3] - sizes[1] < 512 * 512 / 20
+    assert (index.gives_regions, index.with_regions().gives_regions) == (False, True)
 
 
 def test_progress_counts_every_case_once(source: Path, tmp_path: Path) -> None:
@@ -456,14 +478,14 @@ def test_a_moved_source_keeps_its_index(source: Path, tmp_path: Path, read_cases
 def test_an_index_of_a_newer_version_is_refused(source: Path, tmp_path: Path, snapshot: Snapshot) -> None:
     folder = build_index(source, tmp_path / "index", size=32).folder
     settings = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(settings | {"format": 3}))
+    (folder / "index.json").write_text(json.dumps(settings | {"format": 4}))
     before = snapshot(folder)
     for attempt in (
         lambda: open_index(folder),
         lambda: build_index(source, folder, size=32),
         lambda: open_data(folder),
     ):
-        with pytest.raises(DataError, match="format 3, this version of fedgs reads 2; update fedgs"):
+        with pytest.raises(DataError, match="format 4, this version of fedgs reads 3; update fedgs"):
             attempt()
     assert snapshot(folder) == before
 
@@ -473,10 +495,10 @@ def test_an_index_of_an_older_version_is_made_again(
 ) -> None:
     with monkeypatch.context() as patch:
         for module in (cache, table):
-            patch.setattr(module, "_FORMAT", 1)
+            patch.setattr(module, "_FORMAT", 2)
         folder = build_index(source, tmp_path / "index", size=32).folder
     for attempt in (lambda: open_index(folder), lambda: open_data(folder)):
-        with pytest.raises(DataError, match=r"older version .*format 1, this one reads 2.*'fedgs index' again on /"):
+        with pytest.raises(DataError, match=r"older version .*format 2, this one reads 3.*'fedgs index' again on /"):
             attempt()
     with pytest.raises(DataError, match="is the index of"):
         build_index(shutil.copytree(source, tmp_path / "other"), folder, size=32)

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fedgs.data.lesions import (
+    MOST_REGIONS,
     SMALL_RULES,
     Lesions,
     SmallRule,
@@ -18,6 +20,7 @@ from fedgs.data.lesions import (
     is_small_by_components,
     is_small_by_total,
     is_tiny,
+    nearest_lesions,
     resize_nearest,
 )
 from fedgs.errors import ConfigError, ShapeError
@@ -155,3 +158,52 @@ def test_native_components_live_and_die_with_their_512_copy(seed: int, height: i
     assert kept.any() == small.any()
     assert not (kept & ~mask).any()
     assert np.array_equal(clean(resize_nearest(kept)), small)
+
+
+@given(masks)
+@settings(deadline=None)
+def test_every_pixel_is_given_to_a_lesion_that_is_nearest(mask: Mask) -> None:
+    components = flood_fill(mask)
+    regions = nearest_lesions(mask)
+    assert regions.dtype == np.uint8
+    assert regions.shape == mask.shape
+    if len(components) < 2:
+        assert (regions == 1).all()
+        return
+    rows, columns = np.indices(mask.shape)
+    squared = np.stack(
+        [
+            np.min([(rows - row) ** 2 + (columns - column) ** 2 for row, column in component], axis=0)
+            for component in components
+        ]
+    )
+    given = np.take_along_axis(squared, regions[None].astype(np.intp) - 1, axis=0)[0]
+    np.testing.assert_array_equal(given, squared.min(0))
+    for number, component in enumerate(components, start=1):
+        assert all(regions[place] == number for place in component)
+
+
+@given(masks)
+@settings(deadline=None)
+def test_regions_are_those_of_the_distance_transform(mask: Mask) -> None:
+    """Where no two lesions are as near; one transform per lesion instead of one for all."""
+    components = flood_fill(mask)
+    if len(components) < 2:
+        return
+    distances = np.empty((len(components), *mask.shape))
+    for distance, component in zip(distances, components, strict=True):
+        others = np.ones_like(mask)
+        others[tuple(np.transpose(component))] = False
+        distance[:] = ndimage.distance_transform_edt(others)
+    nearest_two = np.sort(distances, axis=0)[:2]
+    clear = nearest_two[1] - nearest_two[0] > 1e-9
+    np.testing.assert_array_equal(nearest_lesions(mask)[clear], distances.argmin(0)[clear] + 1)
+
+
+def test_lesions_beyond_255_share_the_last_number() -> None:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[::2, ::2] = True
+    regions = nearest_lesions(mask)
+    assert find_lesions(mask, smallest=1).count == 400
+    assert np.unique(regions).tolist() == list(range(1, MOST_REGIONS + 1))
+    assert (regions[mask] == np.minimum(np.arange(1, 401), 255)).all()

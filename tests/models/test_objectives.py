@@ -16,7 +16,13 @@ from fedgs.models import OBJECTIVES, objective
 
 def batch_of(masks: Tensor) -> Batch:
     count, height, width = masks.shape
-    return Batch(torch.zeros(count, 3, height, width), masks, torch.zeros(count, dtype=torch.bool))
+    regions = torch.ones(masks.shape, dtype=torch.uint8)
+    regions[..., width // 2 :] = 2
+    return Batch(torch.zeros(count, 3, height, width), masks, torch.zeros(count, dtype=torch.bool), regions)
+
+
+def chosen(batch: Batch, which: Tensor | slice) -> Batch:
+    return Batch(*(None if field is None else field[which] for field in batch))
 
 
 def random_case(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Batch]:
@@ -75,7 +81,7 @@ def test_dice_is_monai_s(name: str, together: bool, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_one_image_makes_both_dice_equal(seed: int) -> None:
     logits, batch = random_case(seed)
-    one = Batch(*(field[1:2] for field in batch))
+    one = chosen(batch, slice(1, 2))
     values = [objective(name)(logits[1:2], one)["dice"] for name in ("dice_batch", "dice_per_image")]
     torch.testing.assert_close(*values)
 
@@ -116,7 +122,7 @@ class TestEvery:
     def test_order_of_the_images_does_not_matter(self, name: str) -> None:
         logits, batch = random_case(1)
         order = torch.tensor([2, 0, 1])
-        shuffled = objective(name)(logits[order], Batch(*(field[order] for field in batch)))
+        shuffled = objective(name)(logits[order], chosen(batch, order))
         torch.testing.assert_close(shuffled, objective(name)(logits, batch))
 
 
@@ -146,3 +152,63 @@ def test_probabilities_in_place_of_logits_give_the_same() -> None:
             objective(name)(logits, batch).values(), objective(name)((logits.softmax(1),), batch).values(), strict=True
         ):
             torch.testing.assert_close(one, other)
+
+
+PER_IMAGE = [name for name, kind in OBJECTIVES.items() if kind.per_image]
+
+
+@pytest.mark.parametrize("name", PER_IMAGE)
+class TestWeightsOfImages:
+    def test_the_loss_is_the_mean_of_weight_times_loss_of_each_image(self, name: str) -> None:
+        logits, batch = random_case(2)
+        weights = torch.tensor([0.0, 2.5, 1.0], dtype=torch.float64)
+        weighted = objective(name)(logits, batch._replace(weights=weights))
+        alone = [objective(name)(logits[i : i + 1], chosen(batch, slice(i, i + 1))) for i in range(3)]
+        for term, value in weighted.items():
+            expected = sum(weight * each[term] for weight, each in zip(weights, alone, strict=True)) / 3
+            torch.testing.assert_close(value, expected)
+
+    def test_weights_of_one_change_nothing(self, name: str) -> None:
+        logits, batch = random_case(0)
+        ones = objective(name)(logits, batch._replace(weights=torch.ones(3)))
+        torch.testing.assert_close(ones, objective(name)(logits, batch))
+
+    def test_an_image_of_weight_zero_has_no_gradient(self, name: str) -> None:
+        logits, batch = random_case(1)
+        logits.requires_grad_()
+        terms = objective(name)(logits, batch._replace(weights=torch.tensor([0.0, 1.0, 3.0])))
+        (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
+        assert not gradient[0].any()
+        assert gradient[1:].flatten(1).any(1).all()
+
+
+def test_those_that_are_means_over_images_are_declared() -> None:
+    """What the weights of images leave as it is, or change in part only, is not declared."""
+    logits, batch = random_case(0)
+    twice = batch._replace(weights=torch.full((3,), 2.0))
+    for name, kind in OBJECTIVES.items():
+        if kind.for_any:
+            plain, doubled = objective(name)(logits, batch), objective(name)(logits, twice)
+            assert kind.per_image == all(torch.allclose(doubled[term], 2 * plain[term]) for term in plain), name
+    assert torch.equal(objective("dice_batch")(logits, twice)["dice"], objective("dice_batch")(logits, batch)["dice"])
+
+
+@pytest.mark.parametrize("name", ["dice_batch", "dice_per_image", "dice_per_image+ce"])
+def test_without_weights_the_bits_are_those_of_the_plain_formula(name: str) -> None:
+    logits, batch = random_case(3, torch.float32)
+    p, y = logits.softmax(1)[:, 1], batch.masks
+    overlap, together = (p * y).sum((1, 2)), p.sum((1, 2)) + y.sum((1, 2))
+    expected = (1 - (2 * overlap + 0.1) / (together + 0.1)).mean()
+    if name == "dice_batch":
+        expected = 1 - (2 * (p * y).sum() + 0.1) / (p.sum() + y.sum() + 0.1)
+    terms = objective(name)(logits, batch)
+    assert torch.equal(terms["dice"], expected)
+    if "cross_entropy" in terms:
+        assert torch.equal(terms["cross_entropy"], torch.nn.functional.cross_entropy(logits, y.long()))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in OBJECTIVES.items() if kind.needs_regions])
+def test_a_batch_without_regions_is_refused_where_they_are_needed(name: str) -> None:
+    logits, batch = random_case(0)
+    with pytest.raises(ConfigError, match=r"has no regions; take batches from an index\.with_regions\(\)"):
+        objective(name)(logits, batch._replace(regions=None))

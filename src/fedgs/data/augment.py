@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample
 
 from fedgs.errors import ConfigError
 
-__all__ = ["Augmentation", "Draw", "apply", "denormalise", "draw", "normalise"]
+__all__ = ["Augmentation", "Draw", "apply", "apply_to_regions", "denormalise", "draw", "normalise"]
 
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
@@ -147,7 +147,7 @@ def apply(images: Tensor, masks: Tensor, draw: Draw, size: int) -> tuple[Tensor,
         Normalised images (B, C, size, size), float32, contiguous; masks (B, size, size), bool.
     """
     grid = _sampling_grid(draw, size, images.device)
-    mask_grid = grid + 2 * _TIE_PIXELS / masks.shape[-1]
+    mask_grid = _mask_grid(grid, masks)
     colours = _colour_matrices(draw, images.shape[1]).to(images.device)
     moves = draw.moves() or images.shape[-2:] != (size, size)
     augmented = torch.empty(*images.shape[:2], size, size, device=images.device)
@@ -163,6 +163,26 @@ def apply(images: Tensor, masks: Tensor, draw: Draw, size: int) -> tuple[Tensor,
         mask = _sampled(masks[position, None].float(), mask_grid[position], "nearest")
         torch.gt(mask[0], 0.5, out=sampled[position])
     return augmented, sampled
+
+
+def apply_to_regions(regions: Tensor, draw: Draw, size: int) -> Tensor:
+    """Moves regions as `apply` moves the masks that they belong to, so that ``regions * masks`` are still the lesions.
+
+    What the rotation brings in from outside continues the regions at the edge.
+
+    Args:
+        regions: (B, M, M), uint8, of the side of the masks.
+        draw: What `apply` was given, for B images.
+        size: Side of the result in pixels.
+
+    Returns:
+        (B, size, size), uint8.
+    """
+    grid = _mask_grid(_sampling_grid(draw, size, regions.device), regions)
+    moved = torch.empty(len(regions), size, size, dtype=torch.uint8, device=regions.device)
+    for position in range(len(regions)):
+        moved[position] = _sampled(regions[position, None].float(), grid[position], "nearest", "border")[0]
+    return moved
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -212,8 +232,12 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def _sampled(image: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return grid_sample(image[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
+def _sampled(image: Tensor, grid: Tensor, mode: str, outside: str = "zeros") -> Tensor:
+    return grid_sample(image[None], grid[None], mode=mode, padding_mode=outside, align_corners=False)[0]
+
+
+def _mask_grid(grid: Tensor, masks: Tensor) -> Tensor:
+    return grid + 2 * _TIE_PIXELS / masks.shape[-1]
 
 
 def _sampling_grid(draw: Draw, size: int, device: torch.device) -> Tensor:

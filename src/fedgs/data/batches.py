@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from fedgs.data.augment import Augmentation, apply, draw, normalise
+from fedgs.data.augment import Augmentation, apply, apply_to_regions, draw, normalise
 from fedgs.data.case import Batch
 from fedgs.errors import ConfigError, DataError
 
@@ -35,6 +35,13 @@ class Frames(Protocol):
 
     def mask(self, row: int) -> npt.NDArray[np.bool_]:
         """The mask, (512, 512)."""
+
+    @property
+    def gives_regions(self) -> bool:
+        """Whether training batches shall carry `regions`, which are read only then."""
+
+    def regions(self, row: int) -> npt.NDArray[np.uint8]:
+        """Which lesion each pixel is nearest to, (512, 512)."""
 
 
 def training_batches(
@@ -67,7 +74,8 @@ def training_batches(
             replacement. None shuffles them.
 
     Returns:
-        An iterator of batches at the index's size; `is_small` comes from the un-augmented masks.
+        An iterator of batches at the index's size; `is_small` comes from the un-augmented masks, `regions` are there
+        where the index gives them, and `weights` are None.
 
     Raises:
         ConfigError: Not exactly one of `epochs` and `steps` is given, or a number is out of range.
@@ -151,7 +159,8 @@ def _training_batches(
         drawn = draw(batch_size, augmentation, generator)
         masks = torch.from_numpy(np.stack([index.mask(int(row)) for row in chosen])).to(device)
         images, masks = apply(_images(index, chosen, device), masks, drawn, index.size)
-        yield Batch(images, masks, torch.from_numpy(is_small[chosen]).to(device))
+        regions = apply_to_regions(_regions(index, chosen, device), drawn, index.size) if index.gives_regions else None
+        yield Batch(images, masks, torch.from_numpy(is_small[chosen]).to(device), regions)
 
 
 def _scoring_batches(
@@ -166,6 +175,10 @@ def _images(index: Frames, rows: Iterable[int], device: torch.device) -> Tensor:
     """Frames as (B, C, size, size), uint8, in the channels-last memory that they are stored in."""
     frames = torch.from_numpy(np.stack([index.frame(int(row)) for row in rows]))
     return frames.to(device).permute(0, 3, 1, 2)
+
+
+def _regions(index: Frames, rows: Iterable[int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack([index.regions(int(row)) for row in rows])).to(device)
 
 
 def _count_steps(cases: int, batch_size: int, epochs: int | None, steps: int | None, where: str) -> int:

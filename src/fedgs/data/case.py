@@ -43,8 +43,13 @@ class Batch(NamedTuple):
         images: (B, C, H, W), float32, normalised.
         masks: Ground truth after augmentation, (B, H, W), bool.
         is_small: Flag per image from its un-augmented 512 x 512 mask, (B,), bool.
+        regions: Which lesion of its image each pixel is nearest to, from 1, (B, H, W), uint8, moved with the masks, so
+            that ``regions * masks`` are the lesions; None where the objective does not ask for it.
+        weights: How much each image counts in an objective that is a mean over images, (B,), float32; None for 1 each.
     """
 
     images: Tensor
     masks: Tensor
     is_small: Tensor
+    regions: Tensor | None = None
+    weights: Tensor | None = None

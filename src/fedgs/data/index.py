@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +20,15 @@ from fedgs.data.cache import (
     cache_folder,
     case_file,
     content_hash,
-    fingerprint,
     map_case,
     read_record,
-    write_case,
+    unpack_mask,
+    unpack_regions,
 )
 from fedgs.data.case import Case
+from fedgs.data.case_cache import CaseCache, Progress
 from fedgs.data.images import read_mask
-from fedgs.data.lesions import MASK_SIZE, SmallRule, components_under
+from fedgs.data.lesions import SmallRule, components_under
 from fedgs.data.table import (
     DamagedIndexError,
     Settings,
@@ -43,13 +42,9 @@ from fedgs.data.table import (
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import TEMPORARY_SUFFIX
 
-__all__ = ["Index", "SmallRule", "build_index", "open_data", "open_index"]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of cases done and of all cases, from the calling thread."""
+__all__ = ["Index", "Progress", "SmallRule", "build_index", "open_data", "open_index"]
 
 _SMALLEST_SIZE, _LARGEST_SIZE = 8, 4096
-_ERRORS_SHOWN = 10
 _PARTIAL_FOR_S = 3600
 _INDEX_AGAIN = "run 'fedgs index' again"
 
@@ -67,6 +62,7 @@ class Index:
         small_rule: The rule behind the columns `is_small` and `is_tiny`.
         table: A row per case, sorted by (site, case), numbered from 0; columns as in `fedgs.data.table.COLUMNS`.
         channels: Channels of every frame: 1 where all images are grey, else 3.
+        gives_regions: Whether training batches carry the regions of the lesions; see `with_regions`.
     """
 
     folder: Path
@@ -78,6 +74,7 @@ class Index:
     channels: int
     _rows: tuple[tuple[str, str, str, str], ...] = field(repr=False)
     _checked: bytearray = field(repr=False)
+    gives_regions: bool = False
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -110,7 +107,22 @@ class Index:
         Raises:
             DataError: The cache file is missing, damaged or of another image.
         """
-        return np.unpackbits(self._tensors(row)["mask"]).reshape(MASK_SIZE, MASK_SIZE).view(np.bool_)
+        return unpack_mask(self._tensors(row))
+
+    def regions(self, row: int) -> NDArray[np.uint8]:
+        """Tells for every pixel of a mask which of its lesions is nearest; ``regions * mask`` are the lesions.
+
+        Args:
+            row: Row of the table.
+
+        Returns:
+            (512, 512), uint8, as `fedgs.data.lesions.nearest_lesions`: from 1, and 1 everywhere where there is one
+            lesion or none.
+
+        Raises:
+            DataError: The cache file is missing, damaged or of another image.
+        """
+        return unpack_regions(self._tensors(row))
 
     def native_mask(self, row: int) -> NDArray[np.bool_]:
         """Gives the mask at the image's own size, read from the source, without specks.
@@ -150,6 +162,13 @@ class Index:
     def in_colour(self) -> Index:
         """Gives the same index with three channels: grey frames have three equal ones."""
         return replace(self, channels=3)
+
+    def with_regions(self) -> Index:
+        """Gives the same index, from which training batches also get the regions of the lesions.
+
+        For objectives that count by lesion; reading and turning them takes a little time, so other runs go without.
+        """
+        return replace(self, gives_regions=True)
 
     def with_rule(self, rule: SmallRule) -> Index:
         """Gives the same index with flags by another rule; nothing is read again or written."""
@@ -206,7 +225,7 @@ def build_index(
     out.mkdir(parents=True, exist_ok=True)
     if not is_index(out):
         write_index(out, settings, None)
-    cache = _Cache(source, out, size)
+    cache = CaseCache(source, out, size)
     records = cache.fill(cases, cache.is_unchanged, workers, on_progress)
     patients = {(case.site, case.name): case.patient for case in cases}
     write_index(out, settings, make_table(records, patients, rule))
@@ -233,7 +252,7 @@ def open_index(
     source, size = Path(settings.source), size or settings.size
     if size != settings.size:
         _require_size(size)
-        _cache_size(_Cache(source, folder, size), table, on_progress)
+        _cache_size(CaseCache(source, folder, size), table, on_progress)
     rows = tuple(map(tuple, table[["site", "case", "image_hash", "mask_hash"]].to_numpy().tolist()))
     index = Index(
         folder=folder,
@@ -281,68 +300,7 @@ def open_data(
     return index
 
 
-@dataclass(frozen=True, slots=True)
-class _Cache:
-    """The cache files of one source at one size."""
-
-    source: Path
-    folder: Path
-    size: int
-
-    def file(self, case: Case) -> Path:
-        return case_file(self.folder, self.size, case.site, case.name)
-
-    def is_unchanged(self, record: Record, case: Case) -> bool:
-        paths = tuple(path.relative_to(self.source).as_posix() for path in (case.image, case.mask))
-        return (record.image, record.mask) == paths and record.fingerprint == fingerprint(case)
-
-    def fill(
-        self,
-        cases: Sequence[Case],
-        is_current: Callable[[Record, Case], bool],
-        workers: int | None,
-        on_progress: Progress | None,
-    ) -> list[Record]:
-        """Reads the cases whose file is missing, damaged or not current; gives the records of all, in order."""
-        (self.folder / f"cache-{self.size}").mkdir(parents=True, exist_ok=True)
-
-        def read(case: Case) -> Record:
-            record = read_record(self.file(case))
-            if record is not None and is_current(record, case):
-                return record
-            return write_case(self.file(case), case, self.source, self.size)
-
-        return _map_in_threads(read, cases, workers or _processors(), on_progress)
-
-
-def _map_in_threads(
-    read: Callable[[Case], Record], cases: Sequence[Case], workers: int, on_progress: Progress | None
-) -> list[Record]:
-    """Pillow, numpy and hashlib work outside the interpreter lock, so threads suffice; a first few errors stop it."""
-    results: dict[int, Record] = {}
-    errors: dict[int, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(read, case): position for position, case in enumerate(cases)}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                position = futures.pop(future)
-                try:
-                    results[position] = future.result()
-                except DataError as error:
-                    errors[position] = str(error)
-                if len(errors) == _ERRORS_SHOWN:
-                    break
-                if on_progress is not None:
-                    on_progress(done, len(cases))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    if errors:
-        lines = "\n".join(errors[position] for position in sorted(errors))
-        raise DataError(lines if len(errors) == 1 else f"{len(errors)} cases cannot be used:\n{lines}")
-    return [results[position] for position in range(len(cases))]
-
-
-def _cache_size(cache: _Cache, table: pd.DataFrame, on_progress: Progress | None) -> None:
+def _cache_size(cache: CaseCache, table: pd.DataFrame, on_progress: Progress | None) -> None:
     """Makes the cache of another size; the frames must be those that the table tells of."""
     rows: list[list[str]] = table[["site", "case", "image", "mask", "image_hash", "mask_hash"]].to_numpy().tolist()
     cases = [Case(site, case, cache.source / image, cache.source / mask) for site, case, image, mask, *_ in rows]
@@ -359,11 +317,6 @@ def _cache_size(cache: _Cache, table: pd.DataFrame, on_progress: Progress | None
     for record, case in zip(cache.fill(cases, is_current, None, on_progress), cases, strict=True):
         if not is_current(record, case):
             raise DataError(f"{case.image}: image or mask has changed since it was indexed; {_INDEX_AGAIN}")
-
-
-def _processors() -> int:
-    """Processors that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_size(size: int) -> None:

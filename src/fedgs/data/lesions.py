@@ -17,6 +17,7 @@ from fedgs.errors import ConfigError, ShapeError
 
 __all__ = [
     "MASK_SIZE",
+    "MOST_REGIONS",
     "SMALLEST_COMPONENT",
     "SMALL_RULES",
     "Lesions",
@@ -28,6 +29,7 @@ __all__ = [
     "is_small_by_total",
     "is_tiny",
     "is_within",
+    "nearest_lesions",
     "resize_nearest",
 ]
 
@@ -38,6 +40,9 @@ MASK_SIZE = 512
 
 SMALLEST_COMPONENT = 4
 """Components of fewer pixels are specks of JPEG compression, not lesions."""
+
+MOST_REGIONS = 255
+"""Regions that a map of them tells apart; lesions beyond share the last one."""
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 _ROUNDING = 1 + 1e-9
@@ -207,6 +212,35 @@ def components_under(mask: Mask, marks: Mask) -> Mask:
     kept[labels[np.ix_(rows, columns)][marks]] = True
     kept[0] = False
     return kept[labels]
+
+
+def nearest_lesions(mask: Mask) -> NDArray[np.uint8]:
+    """Divides an image among its lesions: every pixel belongs to the lesion that is nearest to it.
+
+    These are the Voronoi regions of the 8-connected components by Euclidean distance between pixel centres; a pixel
+    that is as near to two lesions goes to one of them, always the same. The lesions are ``regions * mask``.
+
+    Args:
+        mask: (H, W), bool, of lesions alone: every component counts, so drop specks first (`clean`).
+
+    Returns:
+        (H, W): number of the lesion from 1, in the order in which a scan by rows meets them; 1 everywhere where there
+        are fewer than two. From the 255th on all lesions share the number 255, and so count as one.
+
+    Raises:
+        ShapeError: The mask is not two-dimensional and bool.
+
+    Source: Jaus et al., Every Component Counts, arXiv 2410.18684.
+
+    >>> nearest_lesions(np.array([[True, False, False, False, True, True]]))
+    array([[1, 1, 1, 2, 2, 2]], dtype=uint8)
+    """
+    labels, areas = _components(mask)
+    if len(areas) < 2:
+        return np.ones(mask.shape, dtype=np.uint8)
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    regions: NDArray[np.int32] = labels[tuple(nearest)]
+    return np.minimum(regions, MOST_REGIONS).astype(np.uint8)
 
 
 def is_small_by_components(mask: Mask, *, fraction: float = 1 / 150, smallest: int = SMALLEST_COMPONENT) -> bool:

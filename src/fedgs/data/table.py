@@ -39,7 +39,7 @@ COLUMNS = (
 )
 """Columns of index.csv; areas are pixels of the 512 x 512 mask, paths relative to the source."""
 
-_FORMAT = 2
+_FORMAT = 3
 _TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "near_hash", "image", "mask")
 _FLAGS = ("is_small", "is_tiny")
 

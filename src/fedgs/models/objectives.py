@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedgs.errors import ConfigError, unknown_choice
+from fedgs.models.dice import dice_loss_of_batch, dice_loss_per_image, mean_of_images
+from fedgs.models.lesion_losses import blob_dice_loss, region_dice_ce_losses
 from fedgs.models.outputs import foreground, in_full_precision, log_probabilities
 
 if TYPE_CHECKING:
@@ -17,45 +19,10 @@ if TYPE_CHECKING:
     from fedgs.models.disentangled import DisentangledOutput
     from fedgs.models.feddis import FedDisOutput
 
-__all__ = ["OBJECTIVES", "Kind", "Objective", "dice_loss_of_batch", "dice_loss_per_image", "objective"]
+__all__ = ["OBJECTIVES", "Kind", "Objective", "objective"]
 
 Objective = Callable[[Any, "Batch"], "dict[str, Tensor]"]
 """Takes a network's output and its batch; gives scalar terms by name, at least float32."""
-
-SMOOTHING = 0.1
-
-
-def dice_loss_of_batch(scores: Tensor, truth: Tensor) -> Tensor:
-    """Soft Dice loss over all pixels of a batch taken together, as published.
-
-    loss = 1 - (2 * sum(p * y) + 0.1) / (sum(p) + sum(y) + 0.1)
-
-    Args:
-        scores: Probability of the foreground p, (B, H, W), float32 or float64.
-        truth: Ground truth y, (B, H, W), bool.
-
-    Returns:
-        Scalar in [0, 1); near 0 where scores and truth are both empty.
-
-    Source: Schutte et al., FedGS, arXiv 2408.11701.
-    """
-    overlap = (scores * truth).sum()
-    return 1 - (2 * overlap + SMOOTHING) / (scores.sum() + truth.sum() + SMOOTHING)
-
-
-def dice_loss_per_image(scores: Tensor, truth: Tensor) -> Tensor:
-    """Mean over the images of the soft Dice loss of each, so that a small lesion counts as much as a large one.
-
-    Args:
-        scores: Probability of the foreground, (B, H, W), float32 or float64.
-        truth: Ground truth, (B, H, W), bool.
-
-    Returns:
-        Scalar in [0, 1); equal to `dice_loss_of_batch` for one image.
-    """
-    pixels = (1, 2)
-    overlap = (scores * truth).sum(pixels)
-    return (1 - (2 * overlap + SMOOTHING) / (scores.sum(pixels) + truth.sum(pixels) + SMOOTHING)).mean()
 
 
 def _dice_batch(output: Any, batch: Batch) -> dict[str, Tensor]:
@@ -63,14 +30,51 @@ def _dice_batch(output: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def _dice_per_image(output: Any, batch: Batch) -> dict[str, Tensor]:
-    return {"dice": dice_loss_per_image(foreground(output), batch.masks)}
+    return {"dice": dice_loss_per_image(foreground(output), batch.masks, batch.weights)}
 
 
 def _cross_entropy(output: Any, batch: Batch) -> dict[str, Tensor]:
     # Imported here so that the command line lists the objectives without waiting for torch.
     from torch.nn import functional
 
+    if batch.weights is not None:
+        return {"cross_entropy": mean_of_images(_cross_entropy_map(output, batch).mean((1, 2)), batch.weights)}
     return {"cross_entropy": functional.nll_loss(log_probabilities(output), batch.masks.long())}
+
+
+def _cross_entropy_map(output: Any, batch: Batch) -> Tensor:
+    """-log of the probability of the true class of each pixel, (B, H, W)."""
+    from torch.nn import functional
+
+    return functional.nll_loss(log_probabilities(output), batch.masks.long(), reduction="none")
+
+
+def _blob_dice(output: Any, batch: Batch) -> dict[str, Tensor]:
+    scores = foreground(output)
+    return {
+        "dice": dice_loss_of_batch(scores, batch.masks),
+        "blob": blob_dice_loss(scores, batch.masks, _regions(batch), batch.weights),
+    }
+
+
+def _cc_dice_ce(output: Any, batch: Batch) -> dict[str, Tensor]:
+    scores, entropy = foreground(output), _cross_entropy_map(output, batch)
+    dice, of_regions = region_dice_ce_losses(scores, entropy, batch.masks, _regions(batch), batch.weights)
+    return {
+        "dice": dice_loss_of_batch(scores, batch.masks),
+        "cross_entropy": mean_of_images(entropy.mean((1, 2)), batch.weights),
+        "cc_dice": dice,
+        "cc_cross_entropy": of_regions,
+    }
+
+
+def _regions(batch: Batch) -> Tensor:
+    if batch.regions is None:
+        raise ConfigError(
+            "this objective counts by lesion, but its batch has no regions; take batches from an "
+            "index.with_regions(), or give Batch the regions by fedgs.data.lesions.nearest_lesions"
+        )
+    return batch.regions
 
 
 def _disentangled(output: DisentangledOutput, batch: Batch) -> dict[str, Tensor]:
@@ -101,22 +105,44 @@ def _feddis(output: FedDisOutput, batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an objective adds up: terms by name, each of them with a weight; not all are for any network."""
+    """What an objective adds up.
+
+    Attributes:
+        terms: Functions of a network's output and its batch, each of which gives terms by name.
+        weights: Of every term.
+        for_any: Whether any network can be trained with it.
+        needs_regions: Whether its batches must carry the regions of the lesions.
+        per_image: Whether all of it is a mean over images, so that the weights of the images in a batch apply to it as
+            a whole. They apply to single terms of the others: not to Dice over the batch, KL and the like.
+    """
 
     terms: tuple[Callable[[Any, Batch], Mapping[str, Tensor]], ...]
     weights: Mapping[str, float]
     for_any: bool = True
+    needs_regions: bool = False
+    per_image: bool = False
 
 
 OBJECTIVES: Mapping[str, Kind] = {
     "dice_batch": Kind((_dice_batch,), {"dice": 1.0}),
-    "dice_per_image": Kind((_dice_per_image,), {"dice": 1.0}),
+    "dice_per_image": Kind((_dice_per_image,), {"dice": 1.0}, per_image=True),
     "dice_batch+ce": Kind((_dice_batch, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
-    "dice_per_image+ce": Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}),
+    "dice_per_image+ce": Kind((_dice_per_image, _cross_entropy), {"dice": 1.0, "cross_entropy": 1.0}, per_image=True),
+    "blob_dice": Kind((_blob_dice,), {"dice": 2.0, "blob": 1.0}, needs_regions=True),
+    "cc_dice_ce": Kind(
+        (_cc_dice_ce,),
+        {"dice": 1.0, "cross_entropy": 1.0, "cc_dice": 1.0, "cc_cross_entropy": 1.0},
+        needs_regions=True,
+    ),
     "disentangled": Kind((_disentangled,), {"dice": 10.0, "kl": 0.01, "style": 1.0, "reconstruction": 1.0}, False),
     "feddis": Kind((_feddis,), {"dice": 5.0, "reconstruction": 0.2, "likeness": 0.8}, False),
 }
-"""Objectives by name; the weights of the last two are the published ones."""
+"""Objectives by name.
+
+The weights of the last two are the published ones. ``blob_dice`` weights the whole by 2 and the single lesions by 1,
+alpha and beta of the blob loss, and ``cc_dice_ce`` weights all by 1. The Dice loss over all pixels to which these two
+add is that of ``dice_batch``, so that, cross-entropy apart, only the share of the single lesions is new against it.
+"""
 
 
 def objective(name: str, **weights: float) -> Objective:
