@@ -288,6 +288,13 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
         assert printed.count("0.123 (123456)") % 5 == 0
         assert "…" not in printed
     assert "[red]" in printed
+    assert "large lesion too" not in printed
+    part["dice_t"] = {"mean": 0.1, "n": 123450}
+    console = Console(file=io.StringIO(), width=80)
+    _print_table(console, part_table("title", part))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.123 (123456/6)" in printed
+    assert "those of them that hold a large lesion too" in " ".join(printed.split())
 
 
 def test_report_of_two_runs_stands_beside_them(finished: Path, data: Path, tmp_path: Path) -> None:

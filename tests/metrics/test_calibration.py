@@ -16,7 +16,9 @@ from fedgs.metrics.calibration import calibration_error
 from metrics.pairs import BORDER, DEGENERATE, EMPTY, PIXEL, SQUARE, anything
 
 probabilities = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.2, 0.5, 1.0]))
-maps = anything.flatmap(lambda masks: st.tuples(arrays(np.float64, masks[0].shape, elements=probabilities), st.just(masks)))
+maps = anything.flatmap(
+    lambda masks: st.tuples(arrays(np.float64, masks[0].shape, elements=probabilities), st.just(masks))
+)
 
 
 def by_loop(probability, prediction, truth, band, bins):

@@ -2,8 +2,8 @@
 
 Components of images connect over edges and corners (8 neighbours), those of volumes over faces, edges and corners (26).
 
-Source: Maier-Hein, Reinke et al., Metrics reloaded, Nature Methods 21 (2024), 195-212: object detection by mask IoU with
-an assignment by the Hungarian algorithm.
+Source: Maier-Hein, Reinke et al., Metrics reloaded, Nature Methods 21 (2024), 195-212: objects are located by the IoU
+of their masks and assigned by the Hungarian algorithm.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def match_lesions(overlaps: Overlaps, *, above: float, small: float = 1 / 150) -
     keep = overlaps.iou > above
     true, predicted, iou = overlaps.true[keep], overlaps.predicted[keep], overlaps.iou[keep]
     shape = (len(overlaps.true_areas), len(overlaps.predicted_areas))
-    chosen = np.array([pair for group in _conflicts(true, predicted, shape) for pair in _best(group, true, predicted, iou)])
-    chosen = chosen.astype(int)
+    groups = _conflicts(true, predicted, shape)
+    chosen = np.array([pair for group in groups for pair in _best(group, true, predicted, iou)], dtype=int)
     limit = small * overlaps.size * _ROUNDING
     small_true, small_predicted = overlaps.true_areas <= limit, overlaps.predicted_areas <= limit
     matched = np.zeros(shape[1], dtype=bool)
