@@ -22,6 +22,7 @@ Column = Callable[[pd.DataFrame], pd.Series]
 """A number per image from the columns of scores.csv."""
 
 
+_PIXELS, _BOUNDARIES = "Pixels", "Boundaries"
 _LESION, _MARKED = "images with a lesion", "images with a lesion in which anything is marked"
 
 
@@ -31,7 +32,8 @@ class Metric:
 
     Attributes:
         name: Its key in summary.json.
-        title: Its name on a page.
+        group: What it belongs to on a page.
+        title: Its name there.
         about: What it is, in words.
         over: What n counts, a noun in the plural.
         better: Which way is better.
@@ -41,6 +43,7 @@ class Metric:
     """
 
     name: str
+    group: str
     title: str
     about: str
     over: str
@@ -126,13 +129,13 @@ def _of_pixels() -> Iterator[Metric]:
     tp, fp, fn = map(_column, ("tp", "fp", "fn"))
     about = "Intersection over union."
     value = _with_lesion(_quotient(tp, _sum(tp, fp, fn)))
-    yield Metric("iou", "IoU", about, _LESION, "higher", *value)
+    yield Metric("iou", _PIXELS, "IoU", about, _LESION, "higher", *value)
     about = "Share of the marked pixels that are lesion; undefined where nothing is marked."
     value = _with_lesion(_quotient(tp, _sum(tp, fp)))
-    yield Metric("precision", "Precision", about, _MARKED, "higher", *value)
+    yield Metric("precision", _PIXELS, "Precision", about, _MARKED, "higher", *value)
     about = "Share of the pixels of the lesions that are marked."
     value = _with_lesion(_quotient(tp, _sum(tp, fn)))
-    yield Metric("recall", "Recall", about, _LESION, "higher", *value)
+    yield Metric("recall", _PIXELS, "Recall", about, _LESION, "higher", *value)
 
 
 def _of_boundaries() -> Iterator[Metric]:
@@ -143,31 +146,35 @@ def _of_boundaries() -> Iterator[Metric]:
     for name, (title, what) in distances.items():
         about = f"{what} Only images in which anything is marked, which favours a network that marks little."
         value = _with_lesion(_column(name))
-        yield Metric(name, f"{title}, found", about, _MARKED, "lower", *value, "px")
+        yield Metric(name, _BOUNDARIES, f"{title}, found", about, _MARKED, "lower", *value, "px")
         about = f"{what} The diagonal of the image where nothing is marked."
         value = _with_lesion(_or_diagonal(name))
-        yield Metric(f"{name}_missed", f"{title}, missed = diagonal", about, _LESION, "lower", *value, "px")
+        yield Metric(
+            f"{name}_missed", _BOUNDARIES, f"{title}, missed = diagonal", about, _LESION, "lower", *value, "px"
+        )
     about = "Share of both boundaries that lies within the tolerance of the other one."
     value = _with_lesion(_column("surface_dice"))
-    yield Metric("surface_dice", "Surface Dice", about, _LESION, "higher", *value)
+    yield Metric("surface_dice", _BOUNDARIES, "Surface Dice", about, _LESION, "higher", *value)
 
 
 def _of_lesions() -> Iterator[Metric]:
     for percent, above in THRESHOLDS.items():
-        for small, which in (("_small", "small lesions"), ("", "lesions")):
+        for small, which in (("_small", "small lesions"), ("", "all lesions")):
             lesions, found, false = _lesion_columns(small, percent)
-            marked, end, title = _sum(found, false), f"{small}_{percent}", f"{which}, IoU > {above}"
-            about = f"Share of the {which} that are found, that is matched one to one with an IoU above {above}."
-            yield Metric(f"lesion_sensitivity{end}", f"Sensitivity, {title}", about, which, "higher", found, lesions)
-            about = f"Share of the marked {which} that match one."
-            over = f"marked {which}"
-            yield Metric(f"lesion_precision{end}", f"Precision, {title}", about, over, "higher", found, marked)
-            about = f"Harmonic mean of sensitivity and precision, of {which}."
-            over, twice, all_ = f"{which}, true and marked", _sum(found, found), _sum(lesions, marked)
-            yield Metric(f"lesion_f1{end}", f"F1, {title}", about, over, "higher", twice, all_)
-            about = f"Marked {which} that match none, per image."
+            marked, end, group = _sum(found, false), f"{small}_{percent}", f"Lesions, IoU above {above}"
+            about = f"Share of {which} that are found, that is matched one to one with an IoU above {above}."
+            ratio = found, lesions
+            yield Metric(f"lesion_sensitivity{end}", group, f"Sensitivity, {which}", about, which, "higher", *ratio)
+            about, over = f"Share of {which} that are marked and match one.", f"{which} that are marked"
+            ratio = found, marked
+            yield Metric(f"lesion_precision{end}", group, f"Precision, {which}", about, over, "higher", *ratio)
+            about, over = f"Harmonic mean of sensitivity and precision, {which}.", f"{which}, true and marked"
+            ratio = _sum(found, found), _sum(lesions, marked)
+            yield Metric(f"lesion_f1{end}", group, f"F1, {which}", about, over, "higher", *ratio)
+            about = f"Of {which} that are marked, those that match none, per image."
             value = _where(false, lambda t: t["lesions"].notna())
-            yield Metric(f"false_lesions{end}", f"False, {title}", about, "images", "lower", *value, "per image")
+            title = f"Falsely marked, {which}"
+            yield Metric(f"false_lesions{end}", group, title, about, "images", "lower", *value, "per image")
 
 
 def _lesion_columns(small: str, name: int) -> tuple[Column, Column, Column]:
@@ -187,15 +194,23 @@ def _of_strata() -> Iterator[Metric]:
         "Expected calibration error near prediction and lesion: how far probabilities are from the share of lesion "
         "that they promise."
     )
-    yield Metric("ece", "Calibration error", about, _LESION, "lower", *_with_lesion(_column("ece")))
+    yield Metric("ece", _PIXELS, "Calibration error", about, _LESION, "lower", *_with_lesion(_column("ece")))
     about = "Share of the image that is marked although there is no lesion."
     share = _quotient(_column("fp"), _column("pixels"))
     area = _where(share, lambda t: t["lesion_area"] == 0)
-    yield Metric("false_area", "False area", about, "lesion-free images", "lower", *area, "%")
+    yield Metric("false_area", _PIXELS, "False area", about, "lesion-free images", "lower", *area, "%")
     for number, which in enumerate(("smallest", "second", "third", "largest"), start=1):
         about = f"Dice of images in the {which} quarter by lesion area; the quarters are those of the training images."
         column = _where(_column("dice"), lambda t, number=number: t["size_quartile"] == number)  # type: ignore[misc]
-        yield Metric(f"dice_q{number}", f"Dice, {which} quarter", about, "images", "higher", *column)
+        yield Metric(
+            f"dice_q{number}",
+            "Dice by lesion area",
+            f"{which} quarter".capitalize(),
+            about,
+            "images",
+            "higher",
+            *column,
+        )
 
 
 METRICS = (*_of_pixels(), *_of_boundaries(), *_of_lesions(), *_of_strata())
