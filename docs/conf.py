@@ -52,7 +52,20 @@ napoleon_custom_sections = ["Source"]
 nitpick_ignore_regex = [("py:.*", r"(torch|numpy|pandas|PIL|click|rich|pathlib|collections|typing|types)\..*")]
 nitpick_ignore = [
     # The same, where a module names them as it imports them for type checkers.
-    *(("py:class", name) for name in ("Tensor", "Module", "nn.Module", "Optimizer", "Parameter", "Path", "Tensors")),
+    *(
+        ("py:class", name)
+        for name in (
+            "Tensor",
+            "Module",
+            "nn.Module",
+            "Optimizer",
+            "Parameter",
+            "Path",
+            "Tensors",
+            "NDArray",
+            "np.float32",
+        )
+    ),
     # "An array or a tensor", a type variable; it has no docstring to link to.
     ("py:class", "Mask"),
     ("py:class", "models.Objective"),

@@ -358,7 +358,7 @@ ROWS |= {
 
 def ruined(steps: int, lr: float, says: str) -> Row:
     def row(place: Place) -> None:
-        out, line = place.tmp / "out", place.train(rounds=3, local_steps=steps, lr=lr)
+        out, line = place.tmp / "out", place.train(rounds=3, local_steps=steps, lr=lr, evaluate_every=3)
         refuses(*line, place=place, says=["site 'north', round ", "step 1", says, "smaller --lr"], may_write=["out"])
         if not list((out / "checkpoints").iterdir()):  # no round was finished, so that it starts anew
             assert says in fedgs(*line, "--resume", check=False).stderr
@@ -372,6 +372,15 @@ def ruined(steps: int, lr: float, says: str) -> Row:
 
 
 ROWS["loss not finite"] = ruined(1, 1e12, "the loss is ")
+
+
+def diverged(place: Place) -> None:
+    """A network whose output is no number must not be scored as one that finds nothing."""
+    says = ["(north): expected a probability per pixel", "is no number", "smaller --lr"]
+    refuses(*place.train(rounds=1, local_steps=1, lr=1e12), place=place, says=says, may_write=["out"])
+
+
+ROWS["scores of a network that gives no numbers"] = diverged
 ROWS["weights not finite"] = ruined(1, 1e39, "is not finite after this step")
 
 

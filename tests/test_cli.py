@@ -19,8 +19,13 @@ import torch
 from PIL import Image
 
 from fedgs import cli as fedgs_cli
+from fedgs.data.index import open_data
 from fedgs.errors import DataError
 from fedgs.files import sealed
+from fedgs.metrics.catalogue import other_scores
+from fedgs.metrics.table import DETAILS, read_scores
+from fedgs.run_folder import RunFolder
+from fedgs.tables import as_csv
 from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
 
@@ -77,6 +82,51 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert set(records[0]["sites"]) == {"Alder", "Birch"}
     checkpoint = json.loads((finished / "checkpoints" / "last.json").read_text())
     assert {"round", "checksum", "host", "written"} <= checkpoint.keys()
+
+
+def test_test_images_are_scored_in_every_way_and_validation_by_pixels(finished: Path, data: Path) -> None:
+    scores, summary = read_scores(finished / "scores.csv"), json.loads((finished / "summary.json").read_text())
+    computed = [name for name in DETAILS if name not in ("hd95", "assd", "surface_dice", "ece", "size_quartile")]
+    tested = scores["part"].isin(("test_in", "test_out"))
+    assert scores.loc[tested, computed].notna().all(axis=None)
+    assert scores.loc[~tested, computed].isna().all(axis=None)
+    split = pd.read_csv(finished / "split.csv")
+    train = split[split["part"] == "train"]
+    areas = open_data(data, size=32).table.merge(train, on=["site", "case"])["lesion_area"]
+    assert summary["data"]["size_quartiles"] == pytest.approx(areas[areas > 0].quantile([0.25, 0.5, 0.75]).tolist())
+    for row in scores.itertuples():
+        above = [row.lesion_area > threshold for threshold in summary["data"]["size_quartiles"]]
+        assert row.size_quartile == (1 + sum(above) if row.lesion_area else 0)
+    rows = scores[(scores["round"] == 3) & (scores["part"] == "test_out")]
+    assert summary["test_out"]["other"] == other_scores(rows)
+    assert {"hd95_missed", "lesion_sensitivity_small_10", "false_lesions_50"} <= summary["test_out"]["other"][
+        "pooled"
+    ].keys()
+    assert "hd95_missed" not in summary["validation"]["other"]["pooled"]
+
+
+def test_a_run_of_an_earlier_version_is_read_reported_and_evaluated(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    folder, scores = RunFolder(run), read_scores(run / "scores.csv")
+    (run / "scores.csv").write_text(as_csv(scores.drop(columns=[*DETAILS])))
+    summary = {name: value for name, value in folder.summary().items() if name not in ("files", "own_scores")}
+    del summary["data"]["size_quartiles"]
+    for part in (summary, summary["best"]):
+        for name in ("validation", "test_in", "test_out"):
+            del part[name]["other"]
+    folder.finish(summary)
+    folder.require_unaltered()
+    fedgs("report", str(run))
+    assert read_scores(run / "scores.csv")[[*DETAILS]].isna().all(axis=None)
+    fedgs("evaluate", str(run), "--data", str(data))
+    folder.require_unaltered()
+    after = read_scores(run / "scores.csv")
+    external = after["part"] == "external"
+    assert after.loc[external, "diagonal"].notna().all()
+    assert after.loc[external, "size_quartile"].isna().all()
+    assert after.loc[~external, [*DETAILS]].isna().all(axis=None)
+    fedgs("report", str(run))
 
 
 def test_scores_average_to_the_summary(finished: Path) -> None:
@@ -288,6 +338,13 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
         assert printed.count("0.123 (123456)") % 5 == 0
         assert "…" not in printed
     assert "[red]" in printed
+    assert "large lesion too" not in printed
+    part["dice_t"] = {"mean": 0.1, "n": 123450}
+    console = Console(file=io.StringIO(), width=80)
+    _print_table(console, part_table("title", part))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.123 (123456/6)" in printed
+    assert "those of them that hold a large lesion too" in " ".join(printed.split())
 
 
 def test_report_of_two_runs_stands_beside_them(finished: Path, data: Path, tmp_path: Path) -> None:

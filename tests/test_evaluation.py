@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedgs.data.lesions import SmallRule
+from fedgs.errors import TrainingError
 from fedgs.evaluation import Prediction, Scorer
-from fedgs.metrics.table import SCORE_COLUMNS, summarise
+from fedgs.metrics.table import DETAILS, SCORE_COLUMNS, summarise
 
 
 class Frames:
@@ -15,6 +17,7 @@ class Frames:
 
     def __init__(self) -> None:
         self.size, self.channels = 64, 1
+        self.small_rule = SmallRule()
         self.truth = np.zeros((512, 512), bool)
         self.truth[100:102, 202:205] = True
         self.native = np.zeros((90, 130), bool)
@@ -84,6 +87,38 @@ def test_a_probability_of_one_half_is_background() -> None:
         Undecided(), Frames(), [0], part="p", number=1, on_prediction=lambda prediction, dice: seen.append(prediction)
     )  # type: ignore[arg-type]
     assert not seen[0].mask.any()
+
+
+def test_details_are_computed_where_they_are_asked_for() -> None:
+    everything = torch.ones(64, 64, dtype=torch.bool)
+    plain, detailed = (scored(everything, detailed=each, size_quartiles=(1.0, 6.0, 9.0)).iloc[0] for each in (0, 1))
+    assert plain["size_quartile"] == detailed["size_quartile"] == 2
+    assert plain[[name for name in DETAILS if name != "size_quartile"]].isna().all()
+    assert detailed["diagonal"] == pytest.approx(512 * 2**0.5)
+    assert detailed["hd95"] > 200
+    assert detailed["surface_dice"] == 0.0
+    assert detailed["ece"] == pytest.approx(1 - 6 / 512**2, abs=1e-3)
+    assert (detailed["lesions"], detailed["lesions_small"], detailed["predicted_lesions"]) == (1, 1, 1)
+    assert (detailed["found_10"], detailed["false_small_10"]) == (0, 0)
+    assert pd.isna(scored(everything).iloc[0]["size_quartile"])
+
+
+def test_details_of_a_miss_and_at_the_images_own_size() -> None:
+    missed = scored(torch.zeros(64, 64, dtype=torch.bool), detailed=True, score_size="native").iloc[0]
+    assert missed["diagonal"] == pytest.approx((90**2 + 130**2) ** 0.5)
+    assert pd.isna(missed["hd95"])
+    assert pd.isna(missed["assd"])
+    assert (missed["surface_dice"], missed["lesions"], missed["predicted_lesions"]) == (0.0, 1, 0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_network_that_gives_no_numbers_is_no_miss(value: float) -> None:
+    class Diverged(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 2, 64, 64), value)
+
+    with pytest.raises(TrainingError, match=r"case 'x' \(A\): expected a probability per pixel.*smaller --lr"):
+        Scorer().score(Diverged(), Frames(), [0], part="p", number=1)  # type: ignore[arg-type]
 
 
 def test_no_case_gives_an_empty_table() -> None:

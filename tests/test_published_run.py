@@ -104,7 +104,7 @@ def equal(one: Tensors, other: Tensors) -> bool:
 
 def by_hand(model: nn.Module, data: Path) -> pd.DataFrame:
     index = open_data(data, adapter=None, size=SIZE)
-    scorer = Scorer(batch_size=4)
+    scorer = Scorer(batch_size=4, detailed=True)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return scorer.score(model, index, range(len(index)), part="external", number=0)
 

@@ -30,6 +30,16 @@ def mean(of: Mapping[str, Any]) -> str:
     return "-" if of["mean"] is None else f"{of['mean']:.3f} ({of['n']})"
 
 
+def small(means: Mapping[str, Any]) -> str:
+    """Dice-S with how many of its images are not small as a whole."""
+    beside = means["dice_s"]["n"] - means["dice_t"]["n"]
+    return mean(means["dice_s"]).replace(")", f", {beside} with a large one)") if beside else mean(means["dice_s"])
+
+
+def strata(means: Mapping[str, Any], names: Sequence[str] = tuple(STRATA)) -> list[str]:
+    return [small(means) if name == "dice_s" else mean(means[name]) for name in names]
+
+
 def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body)]
     return "\n".join(lines) + "\n"
@@ -66,7 +76,7 @@ def scores(runs: Mapping[str, Path]) -> str:
                 if len(again) != stored["n"] or (len(again) and abs(again.mean() - stored["mean"]) > 1e-9):
                     raise SystemExit(f"{path}: scores.csv and summary.json disagree on {part} {name}")
             free = summary[part]["lesion_free"]
-            body.append([title, label(path), *(mean(summary[part][name]) for name in STRATA), mean(free)])
+            body.append([title, label(path), *strata(summary[part]), mean(free)])
     return rows(["images", "algorithm", *STRATA.values(), "false alarms on lesion-free"], body)
 
 
@@ -76,7 +86,8 @@ def hospitals(runs: Mapping[str, Path]) -> str:
     body = []
     for part in ("test_in", "test_out"):
         for site in summaries[0][part]["sites"]:
-            cells = [mean(s[part]["sites"][site][name]) for name in ("dice_n", "dice_s") for s in summaries]
+            of_site = [s[part]["sites"][site] for s in summaries]
+            cells = [cell for name in ("dice_n", "dice_s") for means in of_site for cell in strata(means, [name])]
             body.append([f"{site} ({PARTS[part]})", *cells])
     names = [label(path) for path in runs.values()]
     return rows(["hospital", *(f"{STRATA[k]} {name}" for k in ("dice_n", "dice_s") for name in names)], body)
@@ -97,10 +108,7 @@ def etas(runs: Mapping[str, Path]) -> str:
 def unseen(runs: Mapping[str, Path]) -> str:
     """Means on the unseen hospital alone."""
     summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
-    body = [
-        [label(path), *(mean(s["test_out"][name]) for name in STRATA)]
-        for path, s in zip(runs.values(), summaries, strict=True)
-    ]
+    body = [[label(path), *strata(s["test_out"])] for path, s in zip(runs.values(), summaries, strict=True)]
     return rows([f"unseen hospital {summaries[0]['unseen_site']}", *STRATA.values()], body)
 
 

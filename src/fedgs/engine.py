@@ -115,7 +115,8 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
         The state after the last round.
 
     Raises:
-        TrainingError: The loss of a site is not finite; finished rounds stay in the store.
+        TrainingError: The loss of a site, or what the network gives in evaluation, is not finite; finished rounds
+            stay in the store.
         AggregationError: Updates do not fit, or are not finite.
     """
     while state.server.round < schedule.rounds:

@@ -16,21 +16,32 @@ from torch.nn.functional import interpolate
 
 from fedgs.data.batches import scoring_batches
 from fedgs.data.index import Index
+from fedgs.data.lesions import MASK_SIZE
+from fedgs.errors import TrainingError
+from fedgs.metrics.case import detailed_scores
 from fedgs.metrics.functional import confusion, dice
-from fedgs.metrics.table import SCORE_COLUMNS
+from fedgs.metrics.sizes import quartile_of
+from fedgs.metrics.table import with_details
 from fedgs.models import segment
 
-__all__ = ["Prediction", "Scorer"]
+__all__ = ["CALIBRATION_BAND", "SURFACE_TOLERANCE", "Prediction", "Scorer"]
+
+SURFACE_TOLERANCE = 3.0
+"""How far a boundary may be off in the surface Dice, in pixels of 512; other sizes in proportion."""
+
+CALIBRATION_BAND = 16
+"""Width of the band around prediction and truth in which calibration is measured, in pixels of 512; likewise."""
 
 Mask = NDArray[np.bool_]
 
 
 class Prediction(NamedTuple):
-    """A predicted mask beside the truth, both at the score size, and the row of the case in the index's table."""
+    """A prediction beside the truth, all at the score size, and the row of the case in the index's table."""
 
     row: int
     mask: Mask
     truth: Mask
+    probability: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +53,26 @@ class Scorer:
         batch_size: Images per forward pass.
         device: Where the network is.
         autocast: Type of the activations; None computes in the type of the weights.
+        detailed: Whether the metrics of boundaries, lesions and calibration are computed too; else they stay empty.
+        size_quartiles: Areas that divide the lesions of the training images, see `fedgs.metrics.sizes`; None leaves
+            the column empty.
     """
 
     score_size: str = "512"
     batch_size: int = 8
     device: torch.device | str = "cpu"
     autocast: torch.dtype | None = None
+    detailed: bool = False
+    size_quartiles: Sequence[float] | None = None
 
     @torch.inference_mode()
     def predict(self, model: Module, index: Index, rows: Sequence[int]) -> Iterator[Prediction]:
         """Predicts cases one after the other; a pixel is lesion where its probability is above 1/2.
 
         Probabilities at the network's size are resized (bilinear) to the score size and compared there.
+
+        Raises:
+            TrainingError: The network gives something that is no number.
         """
         model.eval()
         device = torch.device(self.device)
@@ -61,9 +80,11 @@ class Scorer:
             with torch.autocast(device.type, self.autocast) if self.autocast else contextlib.nullcontext():
                 lesion = segment(model, images)[:, 1]
             for row, probability in zip(batch_rows, lesion, strict=True):
+                _require_numbers(probability, index.table.iloc[row])
                 truth = index.native_mask(row) if self.score_size == "native" else index.mask(row)
-                resized = interpolate(probability[None, None], truth.shape, mode="bilinear", align_corners=False)
-                yield Prediction(row, (resized[0, 0] > 0.5).cpu().numpy(), truth)
+                resized = interpolate(probability[None, None], truth.shape, mode="bilinear", align_corners=False)[0, 0]
+                mask, given = (resized > 0.5).cpu().numpy(), resized.float().clamp(0, 1).cpu().numpy()
+                yield Prediction(row, mask, truth, given)
 
     def score(
         self,
@@ -96,6 +117,28 @@ class Scorer:
                 {name: case[name] for name in ("site", "case", "is_small", "is_tiny", "lesion_area")}
                 | {"round": number, "part": part, "dice": dice(counts), "pixels": prediction.truth.size, "network": ""}
                 | counts._asdict()
+                | {"size_quartile": quartile_of(case["lesion_area"], self.size_quartiles)}
+                | (_details(prediction, index.small_rule.fraction) if self.detailed else {})
             )
             on_prediction(prediction, scores[-1]["dice"])
-        return pd.DataFrame(scores, columns=list(SCORE_COLUMNS))
+        return with_details(pd.DataFrame(scores))
+
+
+def _details(prediction: Prediction, small: float) -> dict[str, float]:
+    scale = prediction.truth.size**0.5 / MASK_SIZE
+    return detailed_scores(
+        prediction.mask,
+        prediction.truth,
+        prediction.probability,
+        small=small,
+        tolerance=SURFACE_TOLERANCE * scale,
+        band=round(CALIBRATION_BAND * scale),
+    )
+
+
+def _require_numbers(probability: torch.Tensor, case: pd.Series) -> None:
+    if not probability.isfinite().all():
+        raise TrainingError(
+            f"case '{case['case']}' ({case['site']}): expected a probability per pixel, the network gave what is no "
+            "number; its training has diverged: train again with a smaller --lr, or take another checkpoint"
+        )

@@ -53,7 +53,7 @@ from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settin
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.scoring import score_state
 from fedgs.seeds import derive, generator
-from fedgs.summary import CROSS, TESTS, describe_data, means_of_round
+from fedgs.summary import CROSS, TESTS, describe_data, means_of_round, training_quartiles
 from fedgs.tensors import Tensors
 
 __all__ = ["train"]
@@ -163,7 +163,8 @@ class _Trial:
             refuse_other_cases(begun, index)
         split = split_of(config, index, begun.path / "split.csv" if begun else None)
         own = own_of(model, algorithm.keeps(model))
-        trial = cls(with_unseen_site(config, split), index, split, model, own, build_scorer(config))
+        scorer = replace(build_scorer(config), size_quartiles=training_quartiles(index, split))
+        trial = cls(with_unseen_site(config, split), index, split, model, own, scorer)
         require_sharing(config, algorithm, model, trial.training_rows().keys())
         for site, rows in trial.training_rows().items():
             steps_of(config, site, len(rows))
@@ -268,6 +269,7 @@ class _Trial:
     def _score(self, state: State, part: str, emit: Listener, gallery: Gallery | None = None) -> pd.DataFrame:
         by_others = part == CROSS
         rows, done = self.rows("test_in" if by_others else part), count(1)
+        scorer = replace(self.scorer, detailed=part in TESTS)
 
         def note(prediction: Prediction, dice: float) -> None:
             emit(Scoring(state.server.round, part, number := next(done), max(number, len(rows))))
@@ -275,7 +277,7 @@ class _Trial:
                 gallery.keep(part, prediction, dice)
 
         return score_state(
-            self.scorer, self.model, state, self.index, rows, part=part, by_others=by_others, on_prediction=note
+            scorer, self.model, state, self.index, rows, part=part, by_others=by_others, on_prediction=note
         )
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:

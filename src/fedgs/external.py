@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from fedgs.evaluation import Prediction
 from fedgs.events import Listener, Scoring
 from fedgs.finished import read_finished
 from fedgs.locks import locked
-from fedgs.metrics.table import summarise
 from fedgs.run_folder import CHECKPOINTS, RunFolder
 from fedgs.scoring import score_state
+from fedgs.summary import means_of_part
 
 __all__ = ["evaluate"]
 
@@ -78,7 +79,7 @@ def evaluate(
                 listener(event)
 
         rows = score_state(
-            build_scorer(config),
+            replace(build_scorer(config), detailed=True, size_quartiles=finished.size_quartiles),
             finished.network(),
             state,
             index,
@@ -91,6 +92,6 @@ def evaluate(
         about = {"checkpoint": checkpoint, "round": number}
         all_known = {**finished.known_cases.get(number, {}), **known}
         told = {"known_cases": sum(all_known.values()), "known_cases_of_site": all_known}
-        external = about | told | summarise(folder.keep_external(rows))
+        external = about | told | means_of_part(folder.keep_external(rows))
         folder.finish({**folder.summary(), "external": external})
-        return about | {"known_cases": sum(known.values())} | summarise(rows)
+        return about | {"known_cases": sum(known.values())} | means_of_part(rows)

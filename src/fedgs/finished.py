@@ -31,6 +31,7 @@ class Finished:
         small_rule: Which lesions are small.
         channels: Channels of the images, which the network takes.
         cases: Those that it was trained or selected on, with the hashes of their images.
+        size_quartiles: Areas that divide the lesions of its training images; None where they are not known.
         known_cases: By the round that was scored, how many of each external site's images are among them.
     """
 
@@ -40,6 +41,7 @@ class Finished:
     small_rule: SmallRule
     channels: int
     cases: pd.DataFrame
+    size_quartiles: tuple[float, ...] | None
     known_cases: Mapping[int, Mapping[str, int]]
 
     def network(self) -> Module:
@@ -81,7 +83,7 @@ def read_finished(folder: RunFolder, config: RunConfig, checkpoint: str) -> Fini
     split, state = folder.split(), folder.load(checkpoint)
     with understood(folder.path / "summary.json"):
         told = summary["round"] if checkpoint == "last" else summary[checkpoint]["round"]
-        external = summary.get("external")
+        external, quartiles = summary.get("external"), summary["data"].get("size_quartiles")
         finished = Finished(
             folder=folder,
             config=config,
@@ -89,6 +91,7 @@ def read_finished(folder: RunFolder, config: RunConfig, checkpoint: str) -> Fini
             small_rule=SmallRule(**summary["data"]["small_rule"]),
             channels=int(summary["data"]["channels"]),
             cases=split.loc[split["part"].isin(("train", "validation")), ["image_hash", "near_hash"]],
+            size_quartiles=None if quartiles is None else tuple(float(area) for area in quartiles),
             known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
         )
     if told != state.server.round:

@@ -27,7 +27,7 @@ from fedgs.engine import Best, State
 from fedgs.errors import CheckpointError, ConfigError, DataError, understood
 from fedgs.files import TEMPORARY_SUFFIX, append, copy_atomically, read_json, sealed, write_atomically, write_json
 from fedgs.locks import LOCK_FILE
-from fedgs.metrics.table import SCORE_COLUMNS, read_scores, summarise
+from fedgs.metrics.table import SCORE_COLUMNS, read_scores, summarise, without_empty_details
 from fedgs.spool import Spool
 from fedgs.tables import as_csv, read_csv
 
@@ -278,7 +278,8 @@ class RunFolder:
 
     def _checksum_of_own_scores(self) -> str:
         scores = read_scores(self.path / "scores.csv")
-        return _hash(as_csv(scores[scores["part"] != "external"]).encode())
+        own = without_empty_details(scores[scores["part"] != "external"])
+        return _hash(as_csv(own).encode())
 
     def spool(self) -> Spool:
         """Gives what holds the updates of a round until they are aggregated."""

@@ -8,9 +8,11 @@ import pandas as pd
 
 from fedgs.data.index import Index
 from fedgs.data.splits import leaks, unknown_patients
+from fedgs.metrics.catalogue import other_scores
+from fedgs.metrics.sizes import size_quartiles
 from fedgs.metrics.table import summarise
 
-__all__ = ["CROSS", "TESTS", "describe_data", "means_of_round"]
+__all__ = ["CROSS", "TESTS", "describe_data", "means_of_part", "means_of_round", "training_quartiles"]
 
 TESTS = ("test_in", "test_out")
 """The parts that nothing is selected on."""
@@ -44,6 +46,7 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
         "adapter": index.adapter,
         "channels": index.channels,
         "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},
+        "size_quartiles": training_quartiles(index, split),
         "sites": sites,
         "patients_unknown": sum(unknown_patients(index.table).values()),
         "leaks": {
@@ -54,6 +57,26 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def training_quartiles(index: Index, split: pd.DataFrame) -> list[float] | None:
+    """Gives the areas that divide the lesions of the training images of all sites; None where there is none.
+
+    Args:
+        index: The data.
+        split: Their parts, row by row.
+    """
+    found = size_quartiles(index.table.loc[split["part"] == "train", "lesion_area"])
+    return None if found is None else list(found)
+
+
+def means_of_part(scores: pd.DataFrame) -> dict[str, Any]:
+    """Gives the summary of one part in one round, and under ``other`` the scores beside Dice.
+
+    Args:
+        scores: Rows of scores.csv, of that part and round.
+    """
+    return {**summarise(scores), "other": other_scores(scores)}
+
+
 def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:
     """Gives the round, the summary of each part in it, and, by network, the means of each site, if there are several.
 
@@ -62,7 +85,7 @@ def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:
         number: The round.
     """
     rows = scores[scores["round"] == number]
-    parts = {part: summarise(rows[rows["part"] == part]) for part in ("validation", *TESTS)}
+    parts = {part: means_of_part(rows[rows["part"] == part]) for part in ("validation", *TESTS)}
     tested = rows[rows["part"].isin((*TESTS, CROSS)) & (rows["network"] != "")]
     crossed = {str(network): summarise(own)["sites"] for network, own in tested.groupby("network", sort=True)}
     return {"round": number, **parts, **({CROSS: crossed} if crossed else {})}

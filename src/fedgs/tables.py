@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ def as_csv(table: pd.DataFrame) -> str:
     return table.assign(**safe).to_csv(index=False, lineterminator="\n")
 
 
-def read_csv(path: Path, types: Mapping[str, type]) -> pd.DataFrame:
+def read_csv(path: Path, types: Mapping[str, type], *, optional: Collection[str] = ()) -> pd.DataFrame:
     """Reads what `as_csv` wrote; text stays what it was, be it ``007`` or ``NA``, and numbers are exact.
 
     Args:
         path: The table, UTF-8.
         types: `int`, `float` or `bool` by column; other columns are text.
+        optional: Columns of numbers in which a cell may be empty; integers among them become pandas' ``Int64``.
 
     Raises:
         DataError: It cannot be read, or a value is not of its type.
@@ -55,7 +56,12 @@ def read_csv(path: Path, types: Mapping[str, type]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8")
         for name in table.columns:
             kind = types.get(name, str)
-            table[name] = pd.Series([_PARSED[kind](cell) for cell in table[name]], index=table.index, dtype=kind)
+            parse = _PARSED[kind]
+            if name in optional:
+                cells = [parse(cell) if cell else None for cell in table[name]]
+                table[name] = pd.Series(cells, index=table.index, dtype="Int64" if kind is int else "float64")
+            else:
+                table[name] = pd.Series([parse(cell) for cell in table[name]], index=table.index, dtype=kind)
     except (OSError, ValueError, OverflowError) as error:
         wanted = "restore it from a copy, or make it again"
         raise DataError(f"{path}: cannot be read as a table of fedgs ({error}); {wanted}") from error

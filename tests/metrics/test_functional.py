@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from monai.metrics import DiceMetric
+from monai.metrics import DiceMetric, compute_iou, get_confusion_matrix
+from monai.metrics.confusion_matrix import compute_confusion_matrix_metric
 from scipy.spatial.distance import dice as dice_dissimilarity
 
 import fedgs.metrics.functional
 from fedgs.errors import ShapeError
-from fedgs.metrics.functional import Confusion, confusion, dice
+from fedgs.metrics.functional import Confusion, confusion, dice, iou, precision, recall
+from metrics.pairs import DEGENERATE, anything
 
 pairs = array_shapes(min_dims=1, max_dims=3, max_side=6).flatmap(
     lambda shape: st.tuples(arrays(np.bool_, shape), arrays(np.bool_, shape))
@@ -59,6 +61,37 @@ def test_dice_equals_monai_image_by_image():
 )
 def test_dice_at_its_ends(prediction, truth, expected):
     assert dice(confusion(np.array(prediction, bool), np.array(truth, bool))) == expected
+
+
+def monai_of(prediction, truth):
+    pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, truth)]
+    counts = get_confusion_matrix(*pair)
+    ratios = [compute_confusion_matrix_metric(name, counts).item() for name in ("precision", "recall")]
+    return [compute_iou(*pair).item(), *ratios]
+
+
+@given(anything)
+@settings(max_examples=60, deadline=None)
+def test_ratios_equal_monai_and_sets_of_pixels(masks):
+    check_ratios(*masks)
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_ratios_of_degenerate_masks(name):
+    check_ratios(*DEGENERATE[name])
+
+
+def check_ratios(prediction, truth):
+    counts = confusion(prediction, truth)
+    ours = iou(counts), precision(counts), recall(counts)
+    predicted, true = ({tuple(point) for point in np.argwhere(mask).tolist()} for mask in (prediction, truth))
+    common = len(predicted & true)
+    assert ours[0] == (common / len(predicted | true) if predicted | true else 1.0)
+    assert ours[1] == pytest.approx(common / len(predicted) if predicted else np.nan, nan_ok=True)
+    assert ours[2] == pytest.approx(common / len(true) if true else np.nan, nan_ok=True)
+    assert ours[0] == pytest.approx(dice(counts) / (2 - dice(counts)))
+    if predicted and true:
+        assert ours == pytest.approx(monai_of(prediction, truth), abs=1e-6)
 
 
 def test_counts_of_images_add_up_to_the_count_of_all():

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgs.errors import DataError
-from fedgs.metrics.table import SCORE_COLUMNS, STRATA, read_scores, summarise
+from fedgs.metrics.table import (
+    DETAILS,
+    SCORE_COLUMNS,
+    STRATA,
+    read_scores,
+    summarise,
+    with_details,
+    without_empty_details,
+)
+from fedgs.tables import as_csv
+
+NEEDED = [name for name in SCORE_COLUMNS if name not in DETAILS]
 
 kinds = st.sampled_from(["free", "tiny", "small", "large"])
 rows = st.lists(
@@ -42,7 +53,7 @@ def table(entries) -> pd.DataFrame:
             }
             for number, (site, kind, dice, fp) in enumerate(entries)
         ],
-        columns=list(SCORE_COLUMNS),
+        columns=[*NEEDED],
     )
 
 
@@ -115,7 +126,7 @@ def test_numbers_are_plain_python():
     assert type(summary["dice"]["n"]) is int
 
 
-@pytest.mark.parametrize("column", SCORE_COLUMNS)
+@pytest.mark.parametrize("column", NEEDED)
 def test_a_missing_column_is_named(column):
     with pytest.raises(DataError, match=f"lack the columns {column};"):
         summarise(table([("C1", "tiny", 0.5, 0)]).drop(columns=column))
@@ -138,7 +149,10 @@ def test_reading_gives_back_what_was_written(tmp_path):
     scores["case"] = ["NA", "0012"]
     scores.to_csv(tmp_path / "scores.csv", index=False)
     again = read_scores(tmp_path / "scores.csv")
-    pd.testing.assert_frame_equal(again, scores, check_dtype=False)
+    pd.testing.assert_frame_equal(again[NEEDED], scores, check_dtype=False)
+    assert list(again.columns) == list(SCORE_COLUMNS)
+    assert again[list(DETAILS)].isna().all(axis=None)
+    assert as_csv(without_empty_details(again)) == as_csv(scores)
     assert summarise(again) == summarise(scores)
     assert list(summarise(again)["sites"]) == ["007", "C2"]
 
@@ -156,3 +170,22 @@ def test_reading_says_what_is_wrong(tmp_path):
     table([("C1", "tiny", 0.5, 0)]).assign(is_small="perhaps").to_csv(path, index=False)
     with pytest.raises(DataError, match="cannot be read as a table"):
         read_scores(path)
+
+
+def test_details_keep_their_type_and_every_digit_and_may_be_empty(tmp_path):
+    scores = with_details(table([("C1", "tiny", 0.5, 0), ("C1", "free", 1.0, 0)]))
+    scores["hd95"], scores["lesions"] = [1 / 3, np.nan], pd.array([3, None], dtype="Int64")
+    path = tmp_path / "scores.csv"
+    path.write_text(as_csv(scores))
+    again = read_scores(path)
+    pd.testing.assert_frame_equal(again, scores, check_dtype=False)
+    assert as_csv(again) == path.read_text()
+    assert ",3," in path.read_text()
+    path.write_text(path.read_text().replace(",3,", ",3.5,"))
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_scores(path)
+
+
+def test_constant_scores_have_that_mean():
+    summary = summarise(table([("C1", "tiny", 0.25, 0)] * 7))
+    assert summary["dice_t"] == {"mean": 0.25, "n": 7}

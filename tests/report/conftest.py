@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fedgs.files import sealed
-from fedgs.metrics.table import SCORE_COLUMNS, summarise
+from fedgs.metrics.catalogue import other_scores
+from fedgs.metrics.table import summarise, with_details
 
 SITES = {"C1": 0.10, "C2": 0.06, "C3": 0.08, "C4": 0.09, "C5": 0.30}
 """Share of small lesions per site."""
@@ -58,7 +59,25 @@ def make_scores(cases: pd.DataFrame, part: str, skill: float, round_: int, seed:
     scores = rows.assign(
         round=round_, dice=dice, tp=100, fn=20, fp=np.where(free, (dice < 0.5) * 50, 20), pixels=512**2, network=""
     )
-    return scores[list(SCORE_COLUMNS)]
+    scores["size_quartile"] = np.where(free, 0, 1 + np.digitize(rows["lesion_area"], (9000, 30000, 60000)))
+    return with_details(scores.assign(**make_details(dice, free, rng)))
+
+
+def make_details(dice: np.ndarray, free: pd.Series, rng: np.random.Generator) -> dict[str, Any]:
+    """Columns of boundaries, lesions and calibration that go with a Dice; nothing is marked where it is below 0.1."""
+    missed, off = dice < 0.1, 60 * (1 - dice)
+    undefined, count = missed | free, (~free).astype(int)
+    false = rng.poisson(0.4, len(dice))
+    found = {name: (dice > above).astype(int) * count for name, above in ((10, 0.18), (50, 0.66))}
+    return {
+        "diagonal": np.hypot(512, 512),
+        **{name: np.where(undefined, np.nan, share * off) for name, share in (("hd95", 1), ("assd", 0.2))},
+        "surface_dice": np.where(free & missed, np.nan, np.where(free, 0, dice**2)),
+        "ece": np.where(free, np.nan, 0.3 * (1 - dice)),
+        **{"lesions": count, "lesions_small": count, "predicted_lesions": found[10] + false},
+        **{f"found{small}_{name}": each for name, each in found.items() for small in ("", "_small")},
+        **{f"false_small_{name}": false + found[10] - each for name, each in found.items()},
+    }
 
 
 def write_overlays(folder: Path, scores: pd.DataFrame, seed: int) -> None:
@@ -128,6 +147,10 @@ def describe_data(cases: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def means_of_part(scores: pd.DataFrame) -> dict[str, Any]:
+    return {**summarise(scores), "other": other_scores(scores)}
+
+
 def write_run(
     folder: Path,
     *,
@@ -153,7 +176,7 @@ def write_run(
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pd.concat(scored[rounds].values()).to_csv(folder / "scores.csv", index=False)
     cases[["site", "case", "patient", "part"]].to_csv(folder / "split.csv", index=False)
-    means = {part: summarise(scored[rounds][part]) for part in parts}
+    means = {part: means_of_part(scored[rounds][part]) for part in parts}
     settings = {"algorithm": algorithm, "model": "unet", "size": 128, "seed": seed, "fold": 0, "unseen_site": unseen}
     summary = {
         "format": 1,

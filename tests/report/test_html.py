@@ -12,6 +12,7 @@ import pytest
 
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import sealed
+from fedgs.metrics.catalogue import METRICS
 from fedgs.report.html import write_report
 from fedgs.report.summary import read_run
 
@@ -90,8 +91,34 @@ def test_every_score_stands_there_with_its_count(page, pair):
                 for stratum in ("dice", "dice_n", "dice_s", "dice_t", "dice_l"):
                     mean = scores[stratum]
                     shown = EN_DASH if mean.mean is None else f"{mean.mean:.3f}"
-                    assert f"<td>{shown}<small>n = {mean.n}</small></td>" in page
+                    beside = scores["dice_s"].n - scores["dice_t"].n if stratum == "dice_s" else 0
+                    more = f"<small>{beside} with a large one</small>" if beside else ""
+                    assert f"<td>{shown}<small>n = {mean.n}</small>{more}</td>" in page
     assert "False alarm" in parsed.text
+
+
+def test_scores_beside_dice_stand_there_with_their_counts_and_in_words(page, pair):
+    text = Page(page).text
+    for folder in pair:
+        for part in ("test_in", "test_out"):
+            other = read_run(folder).parts[part].other
+            assert set(other) == {metric.name for metric in METRICS}
+            for metric in METRICS:
+                mean = other[metric.name]
+                shown = {"px": f"{mean.mean:.1f} px", "per image": f"{mean.mean:.2f}", "%": f"{100 * mean.mean:.2f} %"}
+                assert f"<td>{shown.get(metric.unit, f'{mean.mean:.3f}')}<small>n = {mean.n}</small></td>" in page
+    assert all(f"{metric.about} n counts {metric.over}." in text for metric in METRICS)
+
+
+def test_runs_of_an_earlier_version_have_no_other_scores(build_run, tmp_path):
+    old, new = (build_run(name, algorithm=name, rounds=2, overlays=False) for name in ("fedavg", "fedgs"))
+    summary = json.loads((old / "summary.json").read_text())
+    for part in ("validation", "test_in", "test_out"):
+        del summary[part]["other"]
+    (old / "summary.json").write_text(json.dumps(sealed(summary)))
+    assert "Other scores" not in Page(write_report([old], tmp_path / "a.html").read_text()).text
+    text = Page(write_report([old, new], tmp_path / "b.html").read_text()).text
+    assert f"IoU higher is better {EN_DASH} n = 0 0." in text
 
 
 def test_differences_carry_a_sign_and_no_claim(page, pair):

@@ -77,7 +77,7 @@ EXTENSIONS: Mapping[str, Callable[..., Algorithm]] = {
     "fedper": fedper,
     "ditto": ditto,
 }
-"""What makes an algorithm of another one, of FedAvg unless one is named; applied in this order, not in that of names."""
+"""What makes an algorithm of another one, of FedAvg unless one is named; applied in this order, not that of names."""
 
 
 def build(name: str, *, known: Mapping[str, Any], **options: Any) -> Algorithm:

@@ -12,7 +12,7 @@ from fedgs.errors import ShapeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Confusion", "confusion", "dice"]
+__all__ = ["Confusion", "confusion", "dice", "iou", "precision", "recall"]
 
 Mask = TypeVar("Mask", npt.NDArray[np.bool_], "Tensor")
 
@@ -77,6 +77,58 @@ def dice(counts: Confusion) -> float:
     """
     total = 2 * counts.tp + counts.fp + counts.fn
     return 2 * counts.tp / total if total else 1.0
+
+
+def iou(counts: Confusion) -> float:
+    """Intersection over union (Jaccard index) of a prediction and the truth.
+
+    IoU = TP / (TP + FP + FN) = Dice / (2 - Dice)
+
+    Args:
+        counts: What `confusion` returned.
+
+    Returns:
+        Dimensionless, in [0, 1]; 1.0 when prediction and truth are both empty, as for Dice.
+
+    Source: Maier-Hein, Reinke et al., Metrics reloaded, Nature Methods 21 (2024), 195-212.
+
+    >>> iou(Confusion(tp=1, fp=1, fn=1))
+    0.3333333333333333
+    """
+    total = counts.tp + counts.fp + counts.fn
+    return counts.tp / total if total else 1.0
+
+
+def precision(counts: Confusion) -> float:
+    """Share of the predicted foreground that is true, TP / (TP + FP); positive predictive value.
+
+    Args:
+        counts: What `confusion` returned.
+
+    Returns:
+        Dimensionless, in [0, 1]; nan where nothing is predicted.
+
+    >>> precision(Confusion(tp=1, fp=3, fn=0))
+    0.25
+    """
+    total = counts.tp + counts.fp
+    return counts.tp / total if total else float("nan")
+
+
+def recall(counts: Confusion) -> float:
+    """Share of the true foreground that is predicted, TP / (TP + FN); sensitivity.
+
+    Args:
+        counts: What `confusion` returned.
+
+    Returns:
+        Dimensionless, in [0, 1]; nan where the truth is empty.
+
+    >>> recall(Confusion(tp=1, fp=0, fn=3))
+    0.25
+    """
+    total = counts.tp + counts.fn
+    return counts.tp / total if total else float("nan")
 
 
 def _is_bool(mask: npt.NDArray[np.bool_] | Tensor) -> bool:

@@ -10,9 +10,20 @@ import pandas as pd
 from fedgs.errors import DataError
 from fedgs.tables import read_csv
 
-__all__ = ["SCORE_COLUMNS", "STRATA", "Mean", "PartSummary", "read_scores", "summarise"]
+__all__ = [
+    "DETAILS",
+    "SCORE_COLUMNS",
+    "STRATA",
+    "Mean",
+    "PartSummary",
+    "read_scores",
+    "require_sound",
+    "summarise",
+    "with_details",
+    "without_empty_details",
+]
 
-SCORE_COLUMNS = (
+_NEEDED = (
     "round",
     "part",
     "site",
@@ -27,9 +38,25 @@ SCORE_COLUMNS = (
     "pixels",
     "network",
 )
+
+DETAILS: dict[str, type] = {
+    **{"size_quartile": int},
+    **dict.fromkeys(("diagonal", "hd95", "assd", "surface_dice", "ece"), float),
+    **dict.fromkeys(("lesions", "lesions_small", "predicted_lesions"), int),
+    **dict.fromkeys(("found_10", "found_small_10", "false_small_10"), int),
+    **dict.fromkeys(("found_50", "found_small_50", "false_small_50"), int),
+}
+"""Columns of scores.csv that may be empty, because a metric is undefined for an image or was not computed.
+
+`size_quartile`: 0 without lesion, else 1 to 4, by the areas of the lesions in the run's training images. `diagonal` of
+the image, `hd95` and `assd`: in pixels of the score size. The others are counts of lesions, by IoU above 0.1 and 0.5.
+"""
+
+SCORE_COLUMNS = (*_NEEDED, *DETAILS)
 """Columns of scores.csv: `lesion_area` in pixels of the 512 x 512 mask; tp, fp, fn and pixels at the score size.
 
-`network` is empty, or, where sites share nothing, the site whose network was scored.
+`network` is empty, or, where sites share nothing, the site whose network was scored. `DETAILS` may be absent: tables
+of earlier versions lack them.
 """
 
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
@@ -37,10 +64,11 @@ STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
 
 _FLAGS = {"is_small": bool, "is_tiny": bool}
 _TYPES = (
-    dict.fromkeys(SCORE_COLUMNS, int)
+    dict.fromkeys(_NEEDED, int)
     | dict.fromkeys(("part", "site", "case", "network"), str)
     | _FLAGS
     | {"dice": float}
+    | DETAILS
 )
 
 
@@ -71,7 +99,7 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
     networks were scored on counts once, with the mean over them.
 
     Args:
-        scores: A row per case and network with `SCORE_COLUMNS`; further columns are ignored.
+        scores: A row per case and network with `SCORE_COLUMNS`; `DETAILS` and further columns are ignored.
 
     Returns:
         JSON-ready means in [0, 1] with their counts; a stratum without images has mean None and n 0, never 0.0.
@@ -79,7 +107,7 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
     Raises:
         DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
     """
-    _check(scores)
+    require_sound(scores)
     scores = _over_networks(scores)
     sites = {str(site): _means(rows) for site, rows in scores.groupby("site", sort=True)}
     pooled = _means(scores)
@@ -97,14 +125,27 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
 def read_scores(path: Path) -> pd.DataFrame:
     """Reads scores.csv of a run with names as text (a site may be called ``007`` or ``NA``) and exact numbers.
 
+    `DETAILS` that the file lacks, since an earlier version wrote it, are there and empty.
+
     Raises:
-        DataError: The file is missing or lacks a column.
+        DataError: The file is missing or lacks another column.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such table; expected scores.csv of a run, restore it from a copy or run again")
-    table = read_csv(path, _TYPES)
+    table = read_csv(path, _TYPES, optional=DETAILS)
     _check_columns(table, str(path))
-    return table
+    return with_details(table)
+
+
+def with_details(scores: pd.DataFrame) -> pd.DataFrame:
+    """Gives the same rows with all `SCORE_COLUMNS` in their order; `DETAILS` that are missing are empty."""
+    kinds = {name: "Int64" if kind is int else "float64" for name, kind in DETAILS.items()}
+    return scores.reindex(columns=list(SCORE_COLUMNS)).astype(kinds)
+
+
+def without_empty_details(scores: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out those `DETAILS` that no row has; so a table of an earlier version is what it was."""
+    return scores.drop(columns=[name for name in DETAILS if name in scores and scores[name].isna().all()])
 
 
 def _over_networks(scores: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +176,12 @@ def _mean(values: pd.Series[float]) -> Mean:
     return Mean(mean=float(values.mean()) if len(values) else None, n=len(values))
 
 
-def _check(scores: pd.DataFrame) -> None:
+def require_sound(scores: pd.DataFrame) -> None:
+    """Makes sure that scores can be averaged.
+
+    Raises:
+        DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
+    """
     _check_columns(scores, "summarise()")
     repeated = scores[scores.duplicated(["site", "case", "network"])]
     if len(repeated):
@@ -155,6 +201,6 @@ def _place(row: pd.Series) -> str:
 
 
 def _check_columns(scores: pd.DataFrame, where: str) -> None:
-    missing = [column for column in SCORE_COLUMNS if column not in scores.columns]
+    missing = [column for column in _NEEDED if column not in scores.columns]
     if missing:
-        raise DataError(f"{where}: scores lack the columns {', '.join(missing)}; expected {', '.join(SCORE_COLUMNS)}")
+        raise DataError(f"{where}: scores lack the columns {', '.join(missing)}; expected {', '.join(_NEEDED)}")

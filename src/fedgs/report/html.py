@@ -11,6 +11,7 @@ from typing import Any
 
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import write_atomically
+from fedgs.metrics.catalogue import METRICS, Metric
 from fedgs.report import comparison, provenance
 from fedgs.report.summary import External, Mean, Part, Run, Scores, SmallRule, read_figures, read_run
 
@@ -49,6 +50,19 @@ class Group:
     remark: str
     rows: Sequence[tuple[str, Scores]]
     differences: Sequence[tuple[str, Mapping[str, float | None]]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OtherScores:
+    """The table of scores beside Dice: a column per part and run, a row per score.
+
+    Attributes:
+        parts: Heading and code of each part, and the labels of its runs.
+        rows: Each score with its means, in the order of the columns; None where a run lacks it.
+    """
+
+    parts: Sequence[tuple[str, str, Sequence[str]]]
+    rows: Sequence[tuple[Metric, Sequence[Mean | None]]]
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -115,6 +129,7 @@ def _write(out: Path, template: str, content: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": _score, "signed": _signed, "points": _points, "thousands": _thousands}
+    environment.filters |= {"measured": _measured, "beside": _beside}
     write_atomically(out, environment.get_template(template).render(content).lstrip())
 
 
@@ -130,6 +145,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "totals": _totals(first),
         "small": _rule_in_words(first.small_rule),
         "parts": _parts(named),
+        "others": _others(named),
         "hospitals": _hospitals(named),
         "federated": comparison.federated(runs),
         "crossed": {label: run.crossed for label, run in named.items() if run.crossed},
@@ -189,6 +205,17 @@ def _external_in_words(externals: Sequence[External]) -> str:
     scored = list(dict.fromkeys(f"checkpoint {each.checkpoint}, round {each.round}" for each in externals))
     known = max((each.known_cases for each in externals), default=0)
     return "; ".join(scored) + (f"; {known} images known from training" if known else "")
+
+
+def _others(named: Mapping[str, Run]) -> OtherScores | None:
+    """Gives the scores beside Dice on test images; None where no run has any."""
+    tested = [part for part in _HEADINGS if part != "validation"]
+    parts = {part: [label for label, run in named.items() if part in run.parts] for part in tested}
+    columns = [named[label].parts[part].other for part, labels in parts.items() for label in labels]
+    rows = [(each, [column.get(each.name) for column in columns]) for each in METRICS]
+    rows = [(each, means) for each, means in rows if any(mean and mean.n for mean in means)]
+    groups = [(_HEADINGS[part], _CODES[part], labels) for part, labels in parts.items() if labels]
+    return OtherScores(groups, rows) if rows else None
 
 
 def _hospitals(named: Mapping[str, Run]) -> list[Group]:
@@ -262,6 +289,18 @@ def _joined(names: Sequence[str]) -> str:
 
 def _score(mean: Mean) -> str:
     return _NONE if mean.mean is None else f"{mean.mean:.3f}"
+
+
+def _measured(mean: Mean | None, unit: str) -> str:
+    if mean is None or mean.mean is None:
+        return _NONE
+    shown = {"px": f"{mean.mean:.1f} px", "per image": f"{mean.mean:.2f}", "%": f"{100 * mean.mean:.2f} %"}
+    return shown.get(unit, f"{mean.mean:.3f}")
+
+
+def _beside(scores: Scores) -> int:
+    """Images flagged small that are not small as a whole: what else they hold is larger."""
+    return scores["dice_s"].n - scores["dice_t"].n
 
 
 def _signed(value: float | None) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over images, in [0, 1], and how many they are; None where there is none."""
+    """A mean over images, or over lesions, and how many they are; None where there is none."""
 
     mean: float | None
     n: int
@@ -60,10 +60,12 @@ class Part:
     Attributes:
         pooled: Means over all its images.
         sites: The same per site.
+        other: Scores beside Dice by name, see `fedgs.metrics.catalogue.METRICS`; only those that were computed.
     """
 
     pooled: Scores
     sites: Mapping[str, Scores]
+    other: Scores = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -351,7 +353,12 @@ def _parts(content: Mapping[str, Any]) -> dict[str, Part]:
 
 
 def _part(content: Mapping[str, Any]) -> Part:
-    return Part(_scores(content), {str(name): _scores(site) for name, site in sorted(content["sites"].items())})
+    other = content.get("other", {}).get("pooled", {})
+    return Part(
+        _scores(content),
+        {str(name): _scores(site) for name, site in sorted(content["sites"].items())},
+        {str(name): _mean(mean) for name, mean in other.items()},
+    )
 
 
 def _scores(content: Mapping[str, Any]) -> dict[str, Mean]:

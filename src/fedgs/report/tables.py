@@ -20,6 +20,7 @@ _PARTS = {
     "validation": "Validation",
 }
 _STRATA = {"dice": "Dice all", "dice_s": "small", "dice_l": "large", "dice_t": "tiny", "dice_n": "with lesion"}
+_BESIDE = "; small: images / those of them that hold a large lesion too"
 
 
 def scores_table(runs: Sequence[Path]) -> Table:
@@ -30,9 +31,11 @@ def scores_table(runs: Sequence[Path]) -> Table:
 
     Returns:
         Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion.
+        Where some of those flagged small hold a large lesion too, their number follows.
     """
     summaries = [read_json(run / "summary.json") for run in runs]
-    table = _table("Scores after the last round: mean (images)")
+    parts = [summary[part] for summary in summaries for part in _PARTS]
+    table = _table("Scores after the last round: mean (images)" + _remark(parts))
     for part, title in _PARTS.items():
         rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]
         if rows:
@@ -49,7 +52,7 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
         title: What stands above.
         part: A part's summary.
     """
-    table = _table(f"{title}: mean (images)")
+    table = _table(f"{title}: mean (images)" + _remark([part, *part["sites"].values()]))
     for site, means in part["sites"].items():
         table.add_row(Text(site), *_cells(means))
     table.add_section()
@@ -72,7 +75,19 @@ def _table(title: str) -> Table:
 
 
 def _cells(means: Mapping[str, Any]) -> list[str]:
+    counts = {name: str(means[name]["n"]) for name in _STRATA}
+    if beside := _beside(means):
+        counts["dice_s"] += f"/{beside}"
     return [
-        f"{mean['mean']:.3f} ({mean['n']})" if mean["mean"] is not None else "- (0)"
-        for mean in (means[name] for name in _STRATA)
+        f"{means[name]['mean']:.3f} ({count})" if means[name]["mean"] is not None else "- (0)"
+        for name, count in counts.items()
     ]
+
+
+def _beside(means: Mapping[str, Any]) -> int:
+    """Images flagged small whose lesions together are not: their Dice tells about a larger lesion."""
+    return int(means["dice_s"]["n"] - means["dice_t"]["n"])
+
+
+def _remark(parts: Sequence[Mapping[str, Any]]) -> str:
+    return _BESIDE if any(map(_beside, parts)) else ""
