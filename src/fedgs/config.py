@@ -117,6 +117,7 @@ class TrainingConfig:
     batch_size: int = _setting(4, "Images per optimizer step.")
     lr: float = _setting(1e-4, "Learning rate of AdamW.")
     weight_decay: float = _setting(0.01, "Decoupled weight decay of AdamW.")
+    beta1: float = _setting(0.9, "First moment of AdamW, in [0, 1).")
     objective: str | None = _setting(
         None,
         "Loss: dice_batch or dice_per_image, each also with +ce, blob_dice, cc_dice_ce, disentangled, feddis; "
@@ -137,6 +138,7 @@ class TrainingConfig:
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _require(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "a finite number, 0 or above")
+        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "in [0, 1)")
         _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
 
     @property

@@ -1,0 +1,119 @@
+"""Every algorithm trains on the phantom, says what it did to the updates, and goes on to the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedgs import configure
+from fedgs.algorithms import ALGORITHMS, EXTENSIONS
+from fedgs.errors import ConfigError
+from fedgs.events import Event, SiteFinished
+from fedgs.experiment import train
+from fedgs.run_folder import RunFolder
+from runs import make_phantom, tiny_config
+
+COMBINED = ("fedgs+fedbn", "fedgs+scaffold", "fedgs-gradient+ditto", "fedprox+fednova+fedopt", "fedbn+fedper")
+ALL = (*ALGORITHMS, *EXTENSIONS, *COMBINED)
+OPTIONS: dict[str, dict[str, Any]] = {"weighted-loss": {"normalised": True, "objective": "dice_per_image"}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("data") / "phantom", 12)
+
+
+def settings(data: Path, name: str) -> Any:
+    quick = {"rounds": 2, "local_steps": 2, "unseen_site": "Cedar"}
+    return tiny_config(data, algorithm=name, **quick, **OPTIONS.get(name, {}))
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path: Path) -> None:
+    config = settings(data, name)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, SiteFinished) and event.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, listeners=[stop])
+    train(config, stopped, resume=True)
+    for file in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "scores.csv", "split.csv"):
+        assert (stopped / file).read_bytes() == (whole / file).read_bytes()
+    for record in records(whole):
+        for site in record["sites"].values():
+            assert site["norm_ratio"] > 0
+            assert -1 <= site["cosine"] <= 1 + 1e-6
+
+
+def test_the_mechanism_is_told(data: Path, tmp_path: Path) -> None:
+    told = {}
+    for name in ("fedavg-published", "fedgs", "matched-site", "matched-global", "fedgs-gradient"):
+        train(settings(data, name), tmp_path / name)
+        told[name] = records(tmp_path / name)[0]
+    for name, record in told.items():
+        for site, numbers in record["sites"].items():
+            eta = told["fedgs"]["sites"][site]["mean_eta"]
+            assert numbers["mean_eta"] == pytest.approx(1.0 if name == "fedavg-published" else eta, rel=1e-12)
+            expected = {"matched-site": eta, "fedavg-published": 1.0, "matched-global": 1.0}.get(name)
+            if expected:
+                assert numbers["norm_ratio"] == pytest.approx(expected, rel=1e-3)
+                assert numbers["cosine"] == pytest.approx(1.0, abs=1e-5)
+            else:
+                assert numbers["norm_ratio"] > 1
+        assert bool(record["server"]) == (name == "matched-global")
+    steps = told["fedgs"]["sites"]
+    factor = sum(s["steps"] * s["mean_eta"] for s in steps.values()) / sum(s["steps"] for s in steps.values())
+    assert told["matched-global"]["server"] == {"scale": pytest.approx(factor, rel=1e-12)}
+
+
+def test_all_see_the_same_batches_unless_they_draw_others(data: Path, tmp_path: Path) -> None:
+    first = {}
+    for name in ("fedavg-published", "fedgs", "shuffled-scale", "scaffold", "fedprox", "oversample-small"):
+        train(settings(data, name), tmp_path / name)
+        first[name] = {site: numbers["terms"]["dice"] for site, numbers in records(tmp_path / name)[0]["sites"].items()}
+    others = first.pop("oversample-small")
+    assert others != first["fedgs"]
+    assert all(losses == first["fedgs"] for losses in first.values())
+
+
+def test_what_stays_at_a_site_is_in_no_checkpoint_of_the_server(data: Path, tmp_path: Path) -> None:
+    train(settings(data, "ditto"), tmp_path / "ditto")
+    train(settings(data, "scaffold"), tmp_path / "scaffold")
+    personal, controls = (RunFolder(tmp_path / name).load("last") for name in ("ditto", "scaffold"))
+    assert not personal.server.extra
+    assert not personal.server.state
+    assert all(key.startswith("personal/") for key in personal.memories["Alder"])
+    assert {key.partition("/")[0] for key in controls.memories["Alder"]} == {"control"}
+    assert {key.partition("/")[0] for key in controls.server.extra} == {"control"}
+
+
+def test_without_momentum_scaled_gradients_are_scaled_steps(data: Path, tmp_path: Path) -> None:
+    for name in ("fedgs", "fedgs-gradient"):
+        train(configure(settings(data, name), beta1=0.0, rounds=1), tmp_path / name)
+    steps, gradients = (RunFolder(tmp_path / name).load("last").server.weights for name in ("fedgs", "fedgs-gradient"))
+    for name, tensor in steps.items():
+        torch.testing.assert_close(gradients[name], tensor, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"beta1 must be in \[0, 1\), got 1.0"):
+        configure(beta1=1.0)
+
+
+@pytest.mark.parametrize("name", ["fedbn", "silobn", "fedgs+fedbn"])
+def test_a_network_without_batch_norm_is_refused_before_anything_is_written(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    config = configure(settings(data, name), model_options={"norm": "instance"})
+    with pytest.raises(ConfigError, match="keeps batch normalisation at the hospital, but this UNet has none"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
