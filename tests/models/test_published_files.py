@@ -312,7 +312,7 @@ REFUSED: Mapping[Spoil, str] = {
     whole_model: "would run code; it is not opened",
     cut_short: "cut short or no file of torch",
     zero_bytes: "cut short or no file of torch",
-    other_layer: "spoilt.pt: a checkpoint of no known network; the nearest is UTNet, but it has extra0.weight, .* and 4",
+    other_layer: "spoilt.pt: a checkpoint of no known network; the nearest is UTNet, but it has extra0.weight, .* and",
     without_a_layer: "nearest is UTNet, but it lacks outc.bias. Known are",
     misshapen: r"up4.conv_ch.bias has the shape \(5,\), expected \(2,\)",
     not_finite: "'up4.conv_ch.bias' is not finite",
