@@ -55,6 +55,8 @@ nitpick_ignore = [
     *(
         ("py:class", name)
         for name in (
+            "np.bool_",
+            "np.float64",
             "Tensor",
             "Module",
             "nn.Module",

@@ -79,7 +79,7 @@ def norm(tensors: Tensors) -> float:
 
 
 def compare(one: Tensors, other: Tensors) -> tuple[float, float]:
-    """Gives |one| / |other| and the cosine of the angle between them, over all entries of all tensors of ``other``.
+    """Gives the ratio of two lengths and the cosine of the angle between them, over all entries of ``other``.
 
     Both are NaN where either has no length.
     """
