@@ -60,7 +60,7 @@ class ScaledSteps(LocalRule):
     def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
         """Sends the sum of the scaled steps in place of the plain difference of the weights, and says how they differ.
 
-        Metrics: `mean_eta`; `norm_ratio` and `cosine`, length and angle of G against the same direction with every eta 1.
+        Metrics: `mean_eta`; `norm_ratio` and `cosine`, length and angle against the same direction with every eta 1.
         """
         weights = {name: weight for name, weight in weights_of(model).items() if name in self._start}
         unscaled = Difference(self._start, weights, self._scaled.decayed())
