@@ -305,7 +305,9 @@ ROWS |= {
     for name, row in {
         "adapter": refused(f"{INDEX} --adapter polipgen", "did you mean 'polypgen'", "folder, phantom, polypgen"),
         "adapter of a run": refused(f"{TRAIN} --adapter foldr", "did you mean 'folder'", "folder, phantom, polypgen"),
-        "algorithm": refused(f"{TRAIN} --algorithm fedsg", "did you mean 'fedgs'", "fedavg, fedavg-published, fedgs"),
+        "algorithm": refused(
+            f"{TRAIN} --algorithm fedsg", "did you mean 'fedgs'", "fedavg, fedavg-published, fedbn, fedgs"
+        ),
         "model": refused(f"{TRAIN} --model unett", "did you mean 'unet'", "unet, unet_sdnet, utnet"),
         "option of a model": refused(f"{TRAIN} --model-option nrm=group", "did you mean 'norm'", "Choose one of"),
         "objective": refused(f"{TRAIN} --objective dice", "dice_batch", "dice_per_image", "did you mean"),
@@ -928,7 +930,7 @@ def of_four_classes() -> dict[str, torch.Tensor]:
 CHECKPOINTS: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "unknown network": (
         checkpoint(lambda: {"fc.weight": torch.ones(2, 2)}),
-        ("no known network; the nearest is", "has fc.weight", "Known are: UTNet"),
+        ("no known network; the nearest is", "no name is shared", "has fc.weight", "Known are: UTNet"),
     ),
     "entry missing": (checkpoint(lambda: without("outc.bias")), ("the nearest is UTNet, but it lacks outc.bias",)),
     "cut short": (checkpoint(published, cut=True), ("{p.tmp}/c.pt: cannot be read, it is cut short or no file of",)),
@@ -1000,10 +1002,8 @@ ROWS |= {
         "styles of a network without": refused(f"{TRAIN} --style-from 2", "sd_utnet or sdnet; UNet does not"),
         "styles in the first round": refused(f"{STYLES} --style-from 1", "style_from must be at least 2, got 1"),
         "styles after the end": refused(f"{STYLES} --style-from 5", "style_from 5 lies beyond the last of 2 rounds"),
-        "styles, alone": refused(
-            f"{STYLES} --style-from 2 --algorithm local", "with algorithm 'local' nothing travels"
-        ),
-        "styles, pooled": refused(f"{STYLES} --style-from 2 --algorithm central", "'central' nothing travels"),
+        "styles, alone": refused(f"{STYLES} --style-from 2 --algorithm local", "hospitals share nothing"),
+        "styles, pooled": refused(f"{STYLES} --style-from 2 --algorithm central", "all data are in one place"),
         "styles that nobody gives": refused(
             f"{STYLES} --style-from 2 --share-style north=false --share-style south=false",
             "no hospital of north, south would be handed the style",

@@ -58,7 +58,7 @@ def test_a_record_has_what_rounds_jsonl_promises() -> None:
     assert record["round"] == 2
     assert set(record["sites"]) == {"A", "B", "C"}
     assert set(record["sites"]["A"]) == {
-        "steps", "examples", "loss", "terms", "mean_eta", "direction_norm", "seconds",
+        "steps", "examples", "loss", "terms", "mean_eta", "norm_ratio", "cosine", "direction_norm", "seconds",
     }  # fmt: skip
     assert record["sites"]["A"]["steps"] == 5
     assert record["sites"]["A"]["mean_eta"] > 1

@@ -131,7 +131,8 @@ def build_algorithm(config: RunConfig, base: float) -> Algorithm:
     options = {name: value for name, value in asdict(config.algorithm).items() if value is not None}
     style_from, share_style = options.pop("style_from", None), options.pop("share_style")
     objective = config.training.objective or models.entry(config.model.model)[0].objective
-    known = {"base": base, "lr": config.training.lr, "per_image": models.OBJECTIVES[objective].per_image}
+    per_image = objective in models.OBJECTIVES and models.OBJECTIVES[objective].per_image
+    known = {"base": base, "lr": config.training.lr, "per_image": per_image}
     algorithm = algorithms.build(options.pop("algorithm"), known=known, **options)
     if style_from is None:
         return algorithm

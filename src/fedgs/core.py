@@ -16,36 +16,13 @@ from torch.optim import Optimizer
 
 from fedgs.errors import TrainingError
 from fedgs.own import memory_of, own_in, own_of, parts_of_sites, without_own
-from fedgs.tensors import (
-    Difference,
-    Tensors,
-    buffers_of,
-    float_buffers_of,
-    load_tensors_into,
-    norms,
-    numbers,
-    weights_of,
-    wide,
-)
+from fedgs.tensors import Difference, Tensors, added, buffers_of, float_buffers_of, load_tensors_into, norms, weights_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from fedgs.data.case import Batch
+    from fedgs.data.case import Batch, CaseWeights
     from fedgs.models.objectives import Objective
 
-__all__ = [
-    "Algorithm",
-    "Global",
-    "LocalRule",
-    "Site",
-    "Update",
-    "global_of",
-    "load",
-    "run_round",
-    "train_locally",
-]
+__all__ = ["Algorithm", "Global", "LocalRule", "Site", "Update", "global_of", "load", "run_round", "train_locally"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,8 +136,7 @@ class Algorithm:
         send: What a site, by name, is sent of the server's state.
         start: What the server needs before the first round, given the names of all sites.
         pools: The data of all sites are put together, as if there were one.
-        case_weights: How often a site's case is drawn, relative to its others: flags of small ones (n,), bool, and
-            lesion areas as shares of the image (n,) -> (n,), > 0. None draws every case once per epoch.
+        case_weights: How often a site's case is drawn, relative to its others; None draws each once per epoch.
         traits: What it changes against federated averaging, in words; `fedgs.algorithms.composition` knows which of
             them exclude each other.
     """
@@ -172,7 +148,7 @@ class Algorithm:
     send: Callable[[Global, str], Global] = lambda state, site: replace(state, state={})
     start: Callable[[Global, Collection[str]], Global] = lambda state, sites: state
     pools: bool = False
-    case_weights: Callable[[NDArray[np.bool_], NDArray[np.float64]], NDArray[np.float64]] | None = None
+    case_weights: CaseWeights | None = None
     traits: frozenset[str] = frozenset()
 
 
@@ -223,9 +199,8 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         optimizer.zero_grad()
         with torch.autocast(device, site.autocast) if site.autocast else contextlib.nullcontext():
             terms = rule.loss(model, batch, site.objective)
-        loss = torch.stack([term.to(wide(term.dtype)) for term in terms.values()]).sum()
         # Read once, and before the backward pass is under way, so that a device has to wait for nobody.
-        total, *values = numbers([loss, *terms.values()])
+        loss, total, of_terms = added(terms)
         if not math.isfinite(total):
             raise TrainingError(
                 f"site '{site.name}', round {site.round}, step {steps}: the loss is {total}; "
@@ -235,7 +210,6 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         rule.before_step(model, optimizer, batch)
         optimizer.step()
         rule.after_step(model, optimizer, batch)
-        of_terms = dict(zip(terms, values, strict=True))
         for name, value in {"loss": total, **{f"loss/{name}": value for name, value in of_terms.items()}}.items():
             sums[name] = sums.get(name, 0.0) + value
         site.on_step(steps, total, of_terms)

@@ -127,13 +127,8 @@ def run_rounds(federation: Federation, schedule: Schedule, state: State, store: 
         server, memories, records = _train(federation, names, state, store, emit)
         trained = replace(state, server=server, memories=memories)
         validation = federation.evaluate(trained) if schedule.evaluates(number) else None
-        record = {
-            "round": number,
-            "seconds": round(time.monotonic() - started, 3),
-            "sites": records,
-            "server": dict(server.metrics),
-            "validation": validation,
-        }
+        record = {"round": number, "seconds": round(time.monotonic() - started, 3), "sites": records}
+        record |= {"server": dict(server.metrics), "validation": validation}
         improved = {name: best for name in BEST if (best := _improved(state.best.get(name), name, number, validation))}
         state = replace(trained, best={**state.best, **improved})
         store.commit(state, record, list(improved))
@@ -178,15 +173,11 @@ def _record(update: Update, seconds: float) -> dict[str, Any]:
         "loss": update.metrics.get("loss"),
         "terms": terms,
         "mean_eta": update.metrics.get("mean_eta", 1.0),
-        **{name: _number(update.metrics.get(name, 1.0)) for name in ("norm_ratio", "cosine")},
+        **{name: update.metrics.get(name, 1.0) for name in ("norm_ratio", "cosine")},
         "direction_norm": update.metrics["direction_norm"],
         "seconds": round(seconds, 3),
         **{name: update.metrics[name] for name in ("style_of", "style_round") if name in update.metrics},
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _improved(best: Best | None, name: str, number: int, validation: Mapping[str, Any] | None) -> Best | None:

@@ -21,11 +21,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from fedgs.errors import ConfigError
+from fedgs.errors import ConfigError, unknown_choice
 from fedgs.optimizers import kind_of
 from fedgs.tensors import wide
 
-__all__ = ["ScaledMoments"]
+__all__ = ["SCALED", "ScaledMoments", "check_scaled", "moments_for"]
+
+SCALED = ("steps", "gradient")
+"""What a scale may belong to."""
 
 Group = Mapping[str, Any]
 
@@ -131,3 +134,31 @@ _RULES: Mapping[str, _Rule] = {
     "SGD": ("momentum_buffer", _of_sgd),
 }
 """By the name of the optimizer: its first moment, and what a step contributes."""
+
+
+def check_scaled(scale: str) -> None:
+    """Raises ConfigError unless `scale` is one of `SCALED`."""
+    if scale not in SCALED:
+        raise unknown_choice("scale", scale, SCALED)
+
+
+def moments_for(optimizer: Optimizer, scale: str, *, plain: bool) -> ScaledMoments | None:
+    """Gives what scales gradients, or None where steps are scaled.
+
+    Args:
+        optimizer: As for `ScaledMoments`.
+        scale: One of `SCALED`.
+        plain: Whether every step is counted by itself and without decoupled decay, as scaling of gradients needs.
+
+    Raises:
+        ConfigError: `scale` is unknown, or does not go with the optimizer or with what is counted.
+    """
+    check_scaled(scale)
+    if scale == "steps":
+        return None
+    if not plain:
+        raise ConfigError(
+            "scale='gradient' counts gradients step by step, so it goes neither with count_weight_decay=True nor with "
+            "exact=False; leave these out"
+        )
+    return ScaledMoments(optimizer)

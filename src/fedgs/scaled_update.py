@@ -8,22 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fedgs.core import Update
-from fedgs.errors import ConfigError, unknown_choice
+from fedgs.errors import ConfigError
 from fedgs.optimizers import decay_rates, decoupling, refuse_unsupported, step_with
-from fedgs.scaled_moments import ScaledMoments
+from fedgs.ranks import Ranks
+from fedgs.scaled_moments import ScaledMoments, moments_for
 from fedgs.tensors import float_buffers_of, storage_key, weights_of, wide
 
-__all__ = ["MAX_DECAY", "SCALED", "ScaledUpdate"]
+__all__ = ["MAX_DECAY", "ScaledUpdate"]
 
 MAX_DECAY = 1e-3
-SCALED = ("steps", "gradient")
 
 
 @dataclass(slots=True)
@@ -83,14 +81,7 @@ class ScaledUpdate:
         scale: str = "steps",
     ) -> None:
         refuse_unsupported(model, optimizer)
-        if scale not in SCALED:
-            raise unknown_choice("scale", scale, SCALED)
-        if scale == "gradient" and (count_weight_decay or not exact):
-            raise ConfigError(
-                "scale='gradient' counts gradients step by step, so it goes neither with count_weight_decay=True nor "
-                "with exact=False; leave these out"
-            )
-        self._moments = ScaledMoments(optimizer) if scale == "gradient" else None
+        self._moments = moments_for(optimizer, scale, plain=exact and not count_weight_decay)
         self._model, self._optimizer, self._exact = model, optimizer, exact
         self._decouples = (lambda group: False) if count_weight_decay else decoupling(optimizer, decoupled_decay)
         self._tracks = {name: _Track(weight) for name, weight in weights_of(model).items()}
@@ -99,10 +90,7 @@ class ScaledUpdate:
             for parameter in group["params"]:
                 if track := by_storage.get(storage_key(parameter)):
                     track.members.append((index, parameter))
-        # The wrapper need not be the outermost: torch.compile may sit around it.
-        parallel = (module for module in model.modules() if isinstance(module, DistributedDataParallel))
-        self._parallel = next(parallel, None)
-        self._ranks = self._parallel.process_group.size() if self._parallel is not None else 1
+        self._ranks = Ranks(model)
         self._signature, self._known = self._sign(), self._identities()
         self._rates: list[float] = []
         self._touched: set[int] = set()
@@ -217,8 +205,8 @@ class ScaledUpdate:
         buffers = {name: buffer.detach().clone() for name, buffer in float_buffers_of(self._model).items()}
         update = Update(
             direction=direction,
-            buffers=self._of_first_rank(buffers),
-            num_examples=round(self._over_ranks(examples)),
+            buffers=self._ranks.of_first(buffers),
+            num_examples=round(self._ranks.sum(examples)),
             num_steps=self._steps,
             metrics={"mean_eta": self._scales / self._steps} if self._steps else {},
         )
@@ -295,23 +283,10 @@ class ScaledUpdate:
     def _agreed(self, scale: float) -> float:
         value = _number(scale)
         valid = math.isfinite(value) and value >= 0
-        agreed = self._over_ranks(value if valid else math.nan) / self._ranks
+        agreed = self._ranks.sum(value if valid else math.nan) / self._ranks.count
         if math.isnan(agreed):
             raise ConfigError(f"the scale of a step must be finite and 0 or more on every rank, got {scale!r}")
         return agreed
-
-    def _over_ranks(self, value: float) -> float:
-        if self._parallel is None:
-            return value
-        cell = torch.tensor(value, dtype=torch.float64, device=next(self._model.parameters()).device)
-        torch.distributed.all_reduce(cell, group=self._parallel.process_group)
-        return float(cell)
-
-    def _of_first_rank(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._parallel is not None:
-            for tensor in tensors.values():
-                torch.distributed.broadcast(tensor, group=self._parallel.process_group, group_src=0)
-        return tensors
 
 
 def _number(value: Any) -> float:

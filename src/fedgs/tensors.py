@@ -19,6 +19,7 @@ from fedgs.errors import ConfigError
 __all__ = [
     "Difference",
     "Tensors",
+    "added",
     "buffers_of",
     "compare",
     "float_buffers_of",
@@ -78,10 +79,22 @@ def norm(tensors: Tensors) -> float:
     return math.hypot(*norms(tensors).values())
 
 
-def compare(one: Tensors, other: Tensors) -> tuple[float, float]:
+def added(terms: Tensors) -> tuple[Tensor, float, dict[str, float]]:
+    """Sums up scalars of any float type.
+
+    Returns:
+        The sum, in at least float32 and part of the graph; the same as a number; and the scalars as numbers, all read
+        from their device at once.
+    """
+    total = torch.stack([term.to(wide(term.dtype)) for term in terms.values()]).sum()
+    number, *values = numbers([total, *terms.values()])
+    return total, number, dict(zip(terms, values, strict=True))
+
+
+def compare(one: Tensors, other: Tensors) -> tuple[float | None, float | None]:
     """Gives the ratio of two lengths and the cosine of the angle between them, over all entries of ``other``.
 
-    Both are NaN where either has no length.
+    Both are None where either has no length.
     """
     sums = [torch.zeros(3, dtype=torch.float64)]
     for name, second in other.items():
@@ -90,7 +103,7 @@ def compare(one: Tensors, other: Tensors) -> tuple[float, float]:
         sums.append(products.double().cpu())
     squares, product, other_squares = torch.stack(sums).sum(0).tolist()
     if not squares or not other_squares:
-        return math.nan, math.nan
+        return None, None
     return math.sqrt(squares / other_squares), product / math.sqrt(squares * other_squares)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from fedgs.algorithms.ditto import ditto
 from fedgs.algorithms.fedavg import fedavg, fedavg_published
 from fedgs.algorithms.fedbn import fedbn, silobn
-from fedgs.algorithms.fedgs import fedgs, fedgs_gradient
+from fedgs.algorithms.fedgs import fedgs
+from fedgs.algorithms.fedgs_gradient import fedgs_gradient
 from fedgs.algorithms.fednova import fednova
 from fedgs.algorithms.fedopt import fedopt
 from fedgs.algorithms.fedper import fedper

@@ -19,15 +19,16 @@ from torch.optim import Optimizer
 
 from fedgs.algorithms.server_rules import mean_by, with_momentum
 from fedgs.core import Algorithm, Global, LocalRule, Site, Update
-from fedgs.errors import ConfigError, unknown_choice
-from fedgs.scaled_update import SCALED, ScaledUpdate
+from fedgs.errors import ConfigError
+from fedgs.scaled_moments import check_scaled
+from fedgs.scaled_update import ScaledUpdate
 from fedgs.scaling import check_difficulty, scale_of_batch
 from fedgs.tensors import Difference, Tensors, compare, weights_of
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
 
-__all__ = ["ScaledSteps", "eta_of", "fedgs", "fedgs_gradient"]
+__all__ = ["ScaledSteps", "eta_of", "fedgs"]
 
 
 class ScaledSteps(LocalRule):
@@ -42,12 +43,12 @@ class ScaledSteps(LocalRule):
     def __init__(
         self, eta: Callable[[Batch], float], *, count_weight_decay: bool = False, scale: str = "steps"
     ) -> None:
-        self._eta, self._count_weight_decay, self._scale = eta, count_weight_decay, scale
+        self._eta, self._counts_decay, self._scale = eta, count_weight_decay, scale
 
     def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
         """Starts counting from zero."""
         self._start = sent.weights
-        self._scaled = ScaledUpdate(model, optimizer, count_weight_decay=self._count_weight_decay, scale=self._scale)
+        self._scaled = ScaledUpdate(model, optimizer, count_weight_decay=self._counts_decay, scale=self._scale)
 
     def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Remembers the weights."""
@@ -104,29 +105,9 @@ def fedgs(
 
     Source: Schutte et al., arXiv 2408.11701.
     """
-    if scale not in SCALED:
-        raise unknown_choice("scale", scale, SCALED)
+    check_scaled(scale)
     if server_momentum and lr is None:
         raise ConfigError("server_momentum needs lr, the learning rate of the sites")
     rule = with_momentum("steps", momentum=server_momentum, lr=lr or 0.0) if server_momentum else mean_by("steps")
     local_rule = partial(ScaledSteps, eta_of(base, difficulty), scale=scale)
     return Algorithm("fedgs", local_rule, rule, traits=frozenset({"scaled steps"}))
-
-
-def fedgs_gradient(
-    base: float = 100.0, difficulty: str = "image", server_momentum: float = 0.0, lr: float | None = None
-) -> Algorithm:
-    """Makes FedGS that scales what gradients contribute rather than finished steps; a candidate, not published.
-
-    A step of Adam holds a tenth of its own batch's gradient, the rest is of earlier batches; here eta goes with the
-    gradient through the momentum, see `fedgs.scaled_moments`. With every eta 1 it is FedGS with every eta 1, within
-    rounding. It sends what FedAvg sends, and takes memory for one more model at the sites.
-
-    Args:
-        base: As for `fedgs`, like all others.
-        difficulty: ``"image"`` or ``"lesion"``.
-        server_momentum: In [0, 1).
-        lr: Learning rate of the sites.
-    """
-    made = fedgs(base, difficulty, server_momentum, lr, scale="gradient")
-    return replace(made, name="fedgs-gradient")

@@ -45,8 +45,9 @@ class _Watched(ScaledSteps):
         if not self._at_site:
             return replace(update, extra={**update.extra, _ETA: torch.tensor(mean, dtype=torch.float64)}), memory
         direction = {name: mean * tensor for name, tensor in update.direction.items()}
-        ratio = update.metrics["norm_ratio"] * mean
-        return replace(update, direction=direction, metrics={**update.metrics, "norm_ratio": ratio}), memory
+        ratio = update.metrics["norm_ratio"]
+        metrics = {**update.metrics, "norm_ratio": None if ratio is None else ratio * mean}
+        return replace(update, direction=direction, metrics=metrics), memory
 
 
 def matched_site(base: float = 100.0, difficulty: str = "image") -> Algorithm:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Adapter", "Batch", "Case"]
+__all__ = ["Adapter", "Batch", "Case", "CaseWeights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class Case:
 
 Adapter = Callable[[Path], Sequence[Case]]
 """Finds the cases of a source folder, sorted by (site, name); raises DataError that shows the layout it wants."""
+
+
+CaseWeights = Callable[["NDArray[np.bool_]", "NDArray[np.float64]"], "NDArray[np.float64]"]
+"""From the cases of a site, flags of small ones (n,) and lesion areas as shares of the image (n,), to how often each is
+drawn, relative to the others, (n,), > 0."""
 
 
 class Batch(NamedTuple):

@@ -235,20 +235,16 @@ def _recognised(state: dict[str, Tensor]) -> tuple[Form, dict[str, str], dict[st
             state = prefixed
     published = {title: set(names.values()) for title, (_, names) in known.items()}
     likeness = {title: len(state.keys() & names) / len(state.keys() | names) for title, names in published.items()}
-    nearest = max(likeness, key=lambda title: likeness[title])
+    nearest = max(likeness, key=lambda title: (likeness[title], -abs(len(published[title]) - len(state))))
     form, names = known[nearest]
     missing, unknown = sorted(published[nearest] - state.keys()), sorted(state.keys() - published[nearest])
-    if not likeness[nearest]:
-        raise CheckpointError(
-            f"a checkpoint of no known network; none of its names is known, such as {_some(unknown)}. "
-            f"Known are: {', '.join(known)}"
-        )
     if missing or unknown:
+        how = "" if likeness[nearest] else " (by the number of entries; no name is shared)"
         differences = [
             f"{what} {_some(entries)}" for what, entries in (("lacks", missing), ("has", unknown)) if entries
         ]
         raise CheckpointError(
-            f"a checkpoint of no known network; the nearest is {nearest}, but it {' and '.join(differences)}. "
+            f"a checkpoint of no known network; the nearest is {nearest}{how}, but it {' and '.join(differences)}. "
             f"Known are: {', '.join(known)}"
         )
     for ours, example in examples[nearest].state_dict().items():
