@@ -105,6 +105,27 @@ def etas(runs: Mapping[str, Path]) -> str:
     return rows(["algorithm", "hospital", "mean eta", "mean length of the direction", "steps per round"], body)
 
 
+def mechanism(runs: Mapping[str, Path]) -> str:
+    """Per hospital, means over the rounds of eta, of |G|/|G0|, and of the cosine of G and G0 with its range."""
+    body = []
+    for name, path in runs.items():
+        records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+        for site in records[0]["sites"]:
+            of_site = [record["sites"][site] for record in records]
+            eta, ratio, cosine = (
+                sum(r[k] for r in of_site) / len(of_site) for k in ("mean_eta", "norm_ratio", "cosine")
+            )
+            low, high = min(r["cosine"] for r in of_site), max(r["cosine"] for r in of_site)
+            scales = [record["server"]["scale"] for record in records if record["server"]]
+            server = f"{sum(scales) / len(scales):.3f}" if scales else "1"
+            spread = f"{cosine:.4f} ({low:.4f} to {high:.4f})"
+            body.append([name.replace("-beta1-", ", beta1 "), site, f"{eta:.3f}", f"{ratio:.3f}", server, spread])
+    return rows(
+        ["algorithm", "hospital", "mean eta", "length of G by G0", "server's factor", "cosine of G and G0 (range)"],
+        body,
+    )
+
+
 def unseen(runs: Mapping[str, Path]) -> str:
     """Means on the unseen hospital alone."""
     summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
@@ -149,6 +170,7 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "hospitals": hospitals,
     "etas": etas,
     "crossed": crossed,
+    "mechanism": mechanism,
     "precision": precision,
 }
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["Adapter", "Batch", "Case", "CaseWeights"]
@@ -38,9 +36,9 @@ Adapter = Callable[[Path], Sequence[Case]]
 """Finds the cases of a source folder, sorted by (site, name); raises DataError that shows the layout it wants."""
 
 
-CaseWeights = Callable[["NDArray[np.bool_]", "NDArray[np.float64]"], "NDArray[np.float64]"]
-"""From the cases of a site, flags of small ones (n,) and lesion areas as shares of the image (n,), to how often each is
-drawn, relative to the others, (n,), > 0."""
+CaseWeights = Callable[[Any, Any], Any]
+"""From the cases of a site, flags of small ones (n,), bool, and lesion areas as shares of the image (n,), float, to how often
+each is drawn, relative to the others, (n,), float, > 0; all NumPy arrays."""
 
 
 class Batch(NamedTuple):
