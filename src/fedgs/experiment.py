@@ -230,7 +230,8 @@ class _Trial:
             return None
         cases = self.index.table.iloc[rows]
         areas = cases["lesion_area"].to_numpy(dtype=float) / MASK_SIZE**2
-        return algorithm.case_weights(cases["is_small"].to_numpy(dtype=bool), areas)
+        weights: NDArray[np.float64] = algorithm.case_weights(cases["is_small"].to_numpy(dtype=bool), areas)
+        return weights
 
     def _site(self, algorithm: Algorithm, name: str, rows: list[int], steps: int, emit: Listener, number: int) -> Site:
         training, device = self.config.training, torch.device(self.config.training.device)

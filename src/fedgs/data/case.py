@@ -37,8 +37,8 @@ Adapter = Callable[[Path], Sequence[Case]]
 
 
 CaseWeights = Callable[[Any, Any], Any]
-"""From the cases of a site, flags of small ones (n,), bool, and lesion areas as shares of the image (n,), float, to how often
-each is drawn, relative to the others, (n,), float, > 0; all NumPy arrays."""
+"""From the cases of a site, flags of small ones (n,), bool, and lesion areas as shares of the image (n,), float, to how
+often each is drawn, relative to the others, (n,), float, > 0; all NumPy arrays."""
 
 
 class Batch(NamedTuple):
