@@ -323,7 +323,7 @@ def test_nothing_is_written_into_the_data(
 def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from fedgs.cli import _print_table
+    from fedgs.cli.console import print_table
     from fedgs.report.tables import part_table, scores_table
 
     means = {name: {"mean": 0.123, "n": 123456} for name in ("dice", "dice_s", "dice_l", "dice_t", "dice_n")}
@@ -333,7 +333,7 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
     )
     for table in (scores_table([tmp_path]), part_table("title", part)):
         console = Console(file=io.StringIO(), width=80)
-        _print_table(console, table)
+        print_table(console, table)
         printed = console.file.getvalue()  # type: ignore[attr-defined]
         assert printed.count("0.123 (123456)") % 5 == 0
         assert "…" not in printed
@@ -341,7 +341,7 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
     assert "large lesion too" not in printed
     part["dice_t"] = {"mean": 0.1, "n": 123450}
     console = Console(file=io.StringIO(), width=80)
-    _print_table(console, part_table("title", part))
+    print_table(console, part_table("title", part))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.123 (123456/6)" in printed
     assert "those of them that hold a large lesion too" in " ".join(printed.split())

@@ -67,11 +67,18 @@ class ModelConfig:
         None, "Run folder, or published checkpoint (.pt, .pth), to start from instead of random weights."
     )
     init_partial: bool = _setting(False, "Take from it what fits the network, and list the rest.")
+    init_checkpoint: str | None = _setting(
+        None, "Checkpoint of that run: last, best or best_small; best, where it has one, when left out."
+    )
 
     def __post_init__(self) -> None:
-        """Checks that there is something to take a part of."""
-        if self.init_partial and self.init_from is None:
-            raise ConfigError("init_partial says how to start from another network; name that with --init-from")
+        """Checks that there is something to start from."""
+        for name in ("init_partial", "init_checkpoint"):
+            if getattr(self, name) and self.init_from is None:
+                raise ConfigError(f"{name} says how to start from another network; name that with --init-from")
+        checkpoints = ("last", "best", "best_small")
+        if self.init_checkpoint not in (None, *checkpoints):
+            raise unknown_choice("checkpoint in init_checkpoint", self.init_checkpoint, checkpoints)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from fedgs.events import Careful, Event, Listener, RunFinished, RunStarted, Scor
 from fedgs.initial import describe_initial, initial_state
 from fedgs.locks import locked
 from fedgs.metrics.table import summarise
-from fedgs.overlays import Gallery
+from fedgs.overlays import Gallery, Masks
 from fedgs.own import own_of
 from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settings, refuse_other_split
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
@@ -273,15 +273,20 @@ class _Trial:
         folder.keep_scores(scores)
         return summarise(scores)
 
-    def _score(self, state: State, part: str, emit: Listener, gallery: Gallery | None = None) -> pd.DataFrame:
+    def _score(
+        self,
+        state: State,
+        part: str,
+        emit: Listener,
+        show: Callable[[Prediction, float], None] = lambda prediction, dice: None,
+    ) -> pd.DataFrame:
         by_others = part == CROSS
         rows, done = self.rows("test_in" if by_others else part), count(1)
         scorer = replace(self.scorer, detailed=part in TESTS)
 
         def note(prediction: Prediction, dice: float) -> None:
             emit(Scoring(state.server.round, part, number := next(done), max(number, len(rows))))
-            if gallery:
-                gallery.keep(part, prediction, dice)
+            show(prediction, dice)
 
         return score_state(
             scorer, self.model, state, self.index, rows, part=part, by_others=by_others, on_prediction=note
@@ -289,16 +294,24 @@ class _Trial:
 
     def _final(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
         """Scores the test images with the last network and with the best ones; they were not looked at before."""
-        gallery = Gallery(folder.path / "overlays", self.index, [row for part in TESTS for row in self.rows(part)])
+        tested = [row for part in TESTS for row in self.rows(part)]
+        gallery = Gallery(folder.path / "overlays", self.index, tested)
+        masks = Masks(folder.path / "masks", self.index, tested)
+
+        def show(part: str, prediction: Prediction, dice: float) -> None:
+            gallery.keep(part, prediction, dice)
+            masks.keep(part, prediction)
+
         numbers = {state.server.round} | {best.round for best in state.best.values()}
         for name in CHECKPOINTS:
             kept = state if name == "last" else folder.load(name) if name in state.best else None
             if kept and kept.server.round in numbers:
                 numbers.remove(kept.server.round)
-                shown = gallery if name == "last" else None
                 for part in TESTS if kept.server.weights else (*TESTS, CROSS):
-                    folder.keep_scores(self._score(kept, part, emit, shown if part in TESTS else None))
+                    shown = (partial(show, part),) if name == "last" and part in TESTS else ()
+                    folder.keep_scores(self._score(kept, part, emit, *shown))
         gallery.close()
+        masks.close()
         scores = folder.write_scores()
         best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}
         return self._about(state) | means_of_round(scores, state.server.round) | best

@@ -45,9 +45,12 @@ def initial_state(
     if config.init_from is None:
         return State(global_of(model, kept))
     path, random = Path(config.init_from), _tensors_of(model)
-    given = (
-        _networks_of_run(path) if path.is_dir() else _network_of_file(path, model, careful, partial=config.init_partial)
-    )
+    if path.is_dir():
+        given = _networks_of_run(path, config.init_checkpoint)
+    elif config.init_checkpoint is None:
+        given = _network_of_file(path, model, careful, partial=config.init_partial)
+    else:
+        raise ConfigError(f"init_checkpoint '{config.init_checkpoint}' is one of a run, and {path} is no folder of one")
     told: set[str] = set()
 
     def network_for(site: str) -> Tensors:
@@ -79,7 +82,7 @@ def describe_initial(config: ModelConfig) -> dict[str, Any]:
     if config.init_from is None:
         return {}
     path = Path(config.init_from)
-    file = _checkpoint_of(RunFolder(path)) if path.is_dir() else path
+    file = _checkpoint_of(RunFolder(path), config.init_checkpoint) if path.is_dir() else path
     with file.open("rb") as content:
         return {"init_from": {"file": file.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}}
 
@@ -88,17 +91,19 @@ def _tensors_of(model: Module) -> Tensors:
     return {**weights_of(model), **buffers_of(model)}
 
 
-def _checkpoint_of(folder: RunFolder) -> Path:
-    """The checkpoint that an evaluation takes too, where there is one."""
+def _checkpoint_of(folder: RunFolder, wanted: str | None) -> Path:
+    """The checkpoint that is wanted, or the one that an evaluation takes too, where there is one."""
     folder.summary()
+    if wanted is not None:
+        return folder.checkpoint(wanted)
     best = folder.checkpoint("best")
     return best if best.is_file() else folder.checkpoint("last")
 
 
-def _networks_of_run(path: Path) -> Callable[[str], Tensors]:
+def _networks_of_run(path: Path, wanted: str | None) -> Callable[[str], Tensors]:
     folder = RunFolder(path)
     folder.config()
-    state = folder.load(_checkpoint_of(folder).stem)
+    state = folder.load(_checkpoint_of(folder, wanted).stem)
 
     def network_for(site: str) -> Tensors:
         networks = list(networks_for(state, site).values())

@@ -1,4 +1,4 @@
-"""Pictures of test cases with small lesions: image, truth and prediction, small enough to be kept with every run."""
+"""Test cases with small lesions: pictures of some, and predictions of all, small enough to be kept with every run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedgs.evaluation import Prediction
 from fedgs.files import write_atomically
 from fedgs.tables import as_csv
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "Masks"]
 
 SIDE = 256
 MOST = 60
@@ -57,6 +57,40 @@ class Gallery:
         """Writes the list of the pictures."""
         if self._cases:
             write_atomically(self._folder / "cases.csv", as_csv(pd.DataFrame(self._cases)))
+
+
+class Masks:
+    """Keeps what was predicted for every flagged test case, in full, as a PNG of one bit per pixel.
+
+    Args:
+        folder: Where they go; made when missing.
+        index: Where the cases come from.
+        rows: Test cases, of which the flagged ones are kept.
+    """
+
+    def __init__(self, folder: Path, index: Index, rows: list[int]) -> None:
+        self._folder = folder
+        self._cases = index.table.iloc[rows].query("is_small")[["site", "case"]]
+        self._parts: dict[int, str] = {}
+
+    def keep(self, part: str, prediction: Prediction) -> None:
+        """Writes a prediction, if it is one of those that are kept; the first network's, where several are scored."""
+        if prediction.row not in self._cases.index or prediction.row in self._parts:
+            return
+        self._folder.mkdir(exist_ok=True)
+        _write(self._folder / _mask_name(prediction.row), Image.fromarray(prediction.mask), optimize=True)
+        self._parts[prediction.row] = part
+
+    def close(self) -> None:
+        """Writes the list of them."""
+        if self._parts:
+            rows = sorted(self._parts)
+            about = {"part": [self._parts[row] for row in rows], "name": [_mask_name(row) for row in rows]}
+            write_atomically(self._folder / "cases.csv", as_csv(self._cases.loc[rows].assign(**about)))
+
+
+def _mask_name(row: int) -> str:
+    return f"{row:05d}.png"
 
 
 def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -1,0 +1,113 @@
+"""fedgs study."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedgs.cli.console import counting, make_console, print_table
+from fedgs.cli.entry import InterruptedByUserError, cli
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedgs.study.runner import Watcher
+
+
+@cli.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the hospitals' images, or an index of them.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the study. [default: runs/NAME of the plan's file]"
+)
+@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time; they share the cores.")
+@click.option("--resume", is_flag=True, help="Go on with the study in --out; its plan may have grown, not changed.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the runs with an estimate of their time, from a few measured steps."
+)
+def study(plan: Path, data: Path | None, out: Path | None, jobs: int, resume: bool, dry_run: bool) -> None:
+    """Run the grid of algorithms, seeds, folds and unseen hospitals that PLAN (TOML) tells.
+
+    A run that fails does not stop the others; --resume tries it again.
+    """
+    path = out or Path("runs") / plan.stem
+    if dry_run:
+        _estimate(plan, data, jobs)
+        return
+    from fedgs.study.plan import read_plan
+    from fedgs.study.runner import run_study
+    from fedgs.study.table import cells_table, overview
+
+    console = make_console()
+    try:
+        with counting(console, "indexing") as on_indexing, _watching(console) as watch:
+            folder = run_study(plan, path, data=data, jobs=jobs, resume=resume, watch=watch, on_indexing=on_indexing)
+    except KeyboardInterrupt as error:
+        if not (path / "plan.toml").is_file():
+            raise
+        given = ("--data", str(data)) if data else ()
+        raise InterruptedByUserError(
+            "fedgs", "study", str(plan), *given, "--out", str(path), "--jobs", str(jobs), "--resume"
+        ) from error
+    told = read_plan(plan)
+    cells = cells_table(told, folder)
+    for table in overview(told, cells):
+        print_table(console, table)
+    click.echo(f"Cells:  {path / 'study.csv'}")
+    missing = [run for run in told.runs() if not folder.is_finished(run)]
+    for run in missing:
+        if (reason := folder.failure(run)) is not None:
+            click.echo(f"Failed: {run.path}: {reason.strip().splitlines()[-1]}", err=True)
+    if missing:
+        click.echo(
+            f"{len(missing)} of {len(list(told.runs()))} runs are not finished; try them again by --resume.", err=True
+        )
+        sys.exit(1)
+
+
+def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from fedgs.progress import duration
+    from fedgs.study.estimate import estimate
+    from fedgs.study.plan import read_plan
+    from fedgs.study.runner import prepare, threads_of
+
+    console = make_console()
+    told = read_plan(plan)
+    with counting(console, "indexing") as on_indexing:
+        index = prepare(told, data, on_indexing)
+    runs = estimate(
+        told, index, threads=threads_of(jobs), watch=lambda what: console.print(f"measuring {what}", highlight=False)
+    )
+    table = Table("runs", "what", "number", "rounds", "steps per round", "each", "together", box=box.SIMPLE_HEAD)
+    for (kind, what, rounds), rows in runs.groupby(["kind", "what", "rounds"], sort=False):
+        steps = (
+            f"{rows['steps'].min()}-{rows['steps'].max()}" if rows["steps"].nunique() > 1 else f"{rows['steps'].max()}"
+        )
+        each, together = duration(rows["seconds"].mean()), duration(rows["seconds"].sum())
+        table.add_row(str(kind), str(what), str(len(rows)), str(rounds), steps, each, together)
+    print_table(console, table)
+    click.echo(
+        f"{len(runs)} runs, about {duration(runs['seconds'].sum() / jobs)} with --jobs {jobs} "
+        f"({threads_of(jobs)} of {os.cpu_count()} cores each); measured alone, so expect more where runs share memory."
+    )
+
+
+@contextmanager
+def _watching(console: Console) -> Iterator[Watcher]:
+    """Shows how far a study is: bars in a terminal, a line every half minute elsewhere."""
+    from fedgs.study.board import show_study
+
+    shown = show_study(console)
+    try:
+        yield shown
+    finally:
+        shown.close()

@@ -1,0 +1,1 @@
+"""Whole studies: a plan of many runs, and what gets through them."""

@@ -1,0 +1,287 @@
+"""A study on disk: what every finished run left, and what tells whether it is a run of this plan.
+
+A run is trained in ``work/`` and, once it is finished, put in its place in one step; that place is what makes it count.
+What lies there (``summary.json``, ``scores.csv``, ``rounds.jsonl`` and the predicted masks) is small, so a study can be
+committed, go on and be reported elsewhere. Trunks keep their weights beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedgs.assembly import NAMED_SPLITS, resolve
+from fedgs.config import RunConfig, configure, write_config
+from fedgs.errors import CheckpointError, ConfigError, understood
+from fedgs.files import read_json, sealed, write_atomically, write_json
+from fedgs.locks import LOCK_FILE
+from fedgs.metrics.table import read_scores
+from fedgs.run_folder import RunFolder
+from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk
+from fedgs.tables import as_csv
+
+__all__ = ["Result", "StudyFolder"]
+
+_ERROR = "error.txt"
+_STAGED = ".staged"
+_KINDS = ("tune", "trunks", "cells")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run of a study.
+
+    Attributes:
+        path: Its folder.
+        summary: Content of its summary.json.
+        told: What the study noted there: settings, primary outcome, tuned or not, start.
+    """
+
+    path: Path
+    summary: Mapping[str, Any]
+    told: Mapping[str, Any]
+
+    @property
+    def rounds(self) -> list[Mapping[str, Any]]:
+        """Lines of its rounds.jsonl.
+
+        Raises:
+            CheckpointError: They were altered.
+        """
+        path = self._intact("rounds.jsonl")
+        with understood(path):
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Rows of its scores.csv, which are those of the last round.
+
+        Raises:
+            CheckpointError: They were altered.
+        """
+        return read_scores(self._intact("scores.csv"))
+
+    def _intact(self, name: str) -> Path:
+        path = self.path / name
+        with understood(self.path / "summary.json"):
+            expected = self.summary["files"][name]
+        if not path.is_file() or _hash_of(path) != expected:
+            raise CheckpointError(f"{path}: is missing or was altered; restore it from a copy, or run the cell again")
+        return path
+
+    def validation(self, outcome: str) -> list[float]:
+        """A mean over validation images after every round that was scored."""
+        curve = (record["validation"] for record in self.rounds)
+        means = (part[outcome]["mean"] for part in curve if part is not None)
+        return [float(mean) for mean in means if mean is not None]
+
+
+class StudyFolder:
+    """The folder of a study, see the module.
+
+    Args:
+        path: The folder; made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is there, a lock apart."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(entry.name == LOCK_FILE for entry in self.path.iterdir())
+
+    def place(self, run: Run) -> Path:
+        """Where a run lies once it is finished."""
+        return self.path / run.path
+
+    def work(self, run: Run) -> Path:
+        """The run folder of a run that is not finished."""
+        return self.path / "work" / run.path
+
+    def is_finished(self, run: Run) -> bool:
+        """Whether a run is complete."""
+        return (self.place(run) / "summary.json").is_file()
+
+    def weights(self, trunk: Trunk) -> Path | None:
+        """The run folder of a trunk whose weights are there; None where it is not finished, or they were not kept."""
+        place = self.place(trunk)
+        return place if self.is_finished(trunk) and RunFolder(place).checkpoint("last").is_file() else None
+
+    def result(self, run: Run) -> Result:
+        """Reads what a finished run left.
+
+        Raises:
+            CheckpointError: It was altered.
+        """
+        path = self.place(run)
+        summary = read_json(path / "summary.json")
+        with understood(path / "summary.json"):
+            return Result(path, summary, summary["study"])
+
+    def begin(self, plan_text: str) -> None:
+        """Keeps the plan.
+
+        Raises:
+            ConfigError: The folder holds something that is not of a study.
+        """
+        known = {"plan.toml", "study.csv", LOCK_FILE, "work", *_KINDS}
+        foreign = [
+            entry.name for entry in self.path.glob("*") if entry.name not in known and not entry.name.startswith(".")
+        ]
+        if foreign:
+            raise ConfigError(f"{self.path}: is no folder of a study, it holds '{min(foreign)}'; choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "plan.toml", plan_text)
+
+    def chosen(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        """Gives what the searches of a plan chose, of those whose trials are all finished.
+
+        It is the trial with the highest mean over the last quarter of its scored rounds, the first of equal ones.
+        """
+        chosen = {}
+        for search in plan.tune.searches if plan.tune else ():
+            trials = plan.trials(search)
+            if all(self.is_finished(trial) for trial in trials):
+                chosen[search] = dict(max(trials, key=lambda trial: self._mean_of_trial(plan, trial)).choice)
+        return chosen
+
+    def _mean_of_trial(self, plan: Plan, trial: Trial) -> float:
+        assert plan.tune is not None, "it has a trial"
+        curve = self.result(trial).validation(plan.tune.outcome)
+        return float(np.mean(curve[-max(1, len(curve) // 4) :])) if curve else -math.inf
+
+    def keep(self, run: Run, config: RunConfig, about: Mapping[str, Any]) -> None:
+        """Puts a run that is finished in its place, without what is large and can be made again.
+
+        Args:
+            run: The run, finished in `work`.
+            config: Its settings, resolved.
+            about: What the study knows of it, for its summary.
+        """
+        work, place = RunFolder(self.work(run)), self.place(run)
+        made = self.path / _STAGED
+        shutil.rmtree(made, ignore_errors=True)  # left by a killed process
+        made.mkdir()
+        kept = ["rounds.jsonl"]
+        if isinstance(run, Trunk):
+            kept += ["config.toml", "environment.json", "split.csv", "checkpoints/last.safetensors"]
+            about = {**about, "weights": _hash_of(work.checkpoint("last"))}
+        for name in kept:
+            (made / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(work.path / name, made / name)
+        if (work.path / "masks").is_dir() and isinstance(run, Cell):
+            shutil.copytree(work.path / "masks", made / "masks")
+        summary = {name: value for name, value in work.summary().items() if name != "own_scores"}
+        scores = read_scores(work.path / "scores.csv")
+        write_atomically(made / "scores.csv", as_csv(scores[scores["round"] == summary["round"]]))
+        machine = {name: work.environment()[name] for name in ("fedgs", "torch", "device", "threads")}
+        started = work.environment().get("init_from", {}).get("sha256")
+        noted = {"settings": as_settings(config), "start": started, "machine": machine, **about}
+        files = {name: _hash_of(made / name) for name in ("rounds.jsonl", "scores.csv")}
+        write_json(made / "summary.json", sealed({**summary, "files": files, "study": noted}))
+        shutil.rmtree(place, ignore_errors=True)  # a trunk whose weights had not been kept
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(place)
+        shutil.rmtree(work.path)
+
+    def fail(self, run: Run, message: str) -> None:
+        """Notes why a run could not be finished; what it has is kept and tried again by the next --resume."""
+        self.work(run).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.work(run) / _ERROR, message)
+
+    def forget_failure(self, run: Run) -> None:
+        """Forgets why a run could not be finished, before it is tried again."""
+        (self.work(run) / _ERROR).unlink(missing_ok=True)
+
+    def failure(self, run: Run) -> str | None:
+        """Why a run could not be finished; None where that was not tried, or it is finished."""
+        path = self.work(run) / _ERROR
+        return path.read_text(encoding="utf-8") if path.is_file() and not self.is_finished(run) else None
+
+    def found(self) -> Iterator[str]:
+        """Gives the paths of all runs that are finished or begun, whatever plan they are of."""
+        for folder in (self.path, self.path / "work"):
+            for kind in _KINDS:
+                for mark in ("summary.json", "config.toml"):
+                    for path in (folder / kind).rglob(mark):
+                        yield path.parent.relative_to(folder).as_posix()
+
+    def refuse_other_plan(self, plan: Plan) -> None:
+        """Makes sure that what has been run is of this plan, which may have grown since.
+
+        Raises:
+            ConfigError: The primary outcome, contrasts or margin were changed after a run had begun, a run is of no
+                plan like this one, or it had other settings.
+        """
+        runs, chosen = {run.path: run for run in plan.runs()}, self.chosen(plan)
+        stranger = next((path for path in sorted(set(self.found())) if path not in runs), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"{self.path}: is the study of another plan: it has '{stranger}', which this plan has not. Choose "
+                "another --out, or take that run out of the folder if it shall not count"
+            )
+        for run in runs.values():
+            if self.is_finished(run):
+                told = self.result(run).told
+                self._require_same_primary(told["primary"], plan.primary, run)
+            if (search := plan.search_of(run)) is not None and search not in chosen:
+                continue  # trials that were lost are made again, and compared after that
+            before = self._settings_of(run)
+            now = as_settings(resolve(plan.config(run, chosen)))
+            changed = [] if before is None else _differences(before, now)
+            if changed:
+                raise ConfigError(
+                    f"{self.path}: is the study of another plan: in '{run.path}', {'; '.join(changed)}. Restore the "
+                    "plan, choose another --out, or delete that run to have it made again"
+                )
+
+    def _settings_of(self, run: Run) -> Mapping[str, Any] | None:
+        if self.is_finished(run):
+            told: Mapping[str, Any] = self.result(run).told["settings"]
+            return told
+        work = RunFolder(self.work(run))
+        return as_settings(work.config()) if (work.path / "config.toml").is_file() else None
+
+    def _require_same_primary(self, told: Mapping[str, Any], primary: Primary, run: Run) -> None:
+        if changed := _differences(told, described(primary)):
+            raise ConfigError(
+                f"{self.path}: '{run.path}' has been run for another primary outcome: {'; '.join(changed)}. What "
+                "decides is declared before the first run; restore [primary], or start a new study with another --out"
+            )
+
+
+def described(primary: Primary) -> dict[str, Any]:
+    """Gives what decides as JSON can hold it."""
+    pairs = [list(pair) for pair in primary.contrasts]
+    return {"outcome": primary.outcome, "contrasts": pairs, "margin": primary.margin}
+
+
+def as_settings(config: RunConfig) -> dict[str, Any]:
+    """Gives the resolved settings of a run as JSON can hold them, less where things lie and what a machine decides."""
+    split = config.data.split if config.data.split in NAMED_SPLITS else Path(config.data.split).name
+    plain = configure(config, data=None, device="any", init_from=None, init_checkpoint=None, split=split)
+    tables = tomllib.loads(write_config(plain))
+    return {name: value for table in tables.values() for name, value in table.items() if name != "device"}
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted(before.keys() | now.keys())
+    return [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names if before.get(name) != now.get(name)]

@@ -1,0 +1,150 @@
+"""What a study has so far: a row per run, and means over the cells of an arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fedgs.files import write_atomically
+from fedgs.study.folder import Result, StudyFolder
+from fedgs.study.plan import BASELINE, OUTCOMES, Cell, Plan
+from fedgs.tables import as_csv
+
+__all__ = ["CONVERGED_BELOW", "cells_table", "gain", "overview", "write_table"]
+
+CONVERGED_BELOW = 0.01
+"""Gain in the baseline's validation Dice, of images with a lesion, from which on a run is not judged."""
+
+_PARTS = {"test_out": "out-test", "test_in": "in-test"}
+
+
+def gain(curve: Sequence[float]) -> float | None:
+    """How much a validation curve still rises: mean of its last quarter less that of the quarter before.
+
+    Neighbouring rounds differ by chance more than a slow rise does, hence means. Where a curve flattens, this is more
+    than it rose within the last quarter, so what it calls converged is so by that measure too.
+
+    Args:
+        curve: Means after every round that was scored.
+
+    Returns:
+        The gain; None for fewer than eight values, of which nothing can be said.
+
+    >>> gain([0.0, 0.2, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5])
+    0.0
+    """
+    quarter = len(curve) // 4
+    if quarter < 2:
+        return None
+    return float(np.mean(curve[-quarter:]) - np.mean(curve[-2 * quarter : -quarter]))
+
+
+def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
+    """Gives a row per cell of the plan, in its order.
+
+    Args:
+        plan: The plan.
+        folder: What has been run of it.
+
+    Returns:
+        ``arm``, ``unseen_site`` (empty for none), ``fold``, ``seed``, ``start`` (trunk or scratch); ``state``
+        (finished, failed, missing) and the ``reason`` of a failure; ``tuned``; ``gain``, see `gain`, of the validation
+        Dice of the baseline it is compared with, over the rounds of the trunk and its own, and ``converged``, both
+        empty where that is not known; ``rounds``, ``minutes``; then, by part, means of `OUTCOMES` and their numbers of
+        images.
+    """
+    cells = plan.cells()
+    results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
+    gains = {cell.group: value for cell in cells if (value := _gain_of_group(plan, folder, cell, results)) is not None}
+    return pd.DataFrame([_row(plan, folder, cell, results.get(cell), gains.get(cell.group)) for cell in cells])
+
+
+def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, rise: float | None) -> dict[str, Any]:
+    failure = folder.failure(cell)
+    state = "finished" if result else "missing" if failure is None else "failed"
+    row: dict[str, Any] = {
+        "arm": cell.arm,
+        "unseen_site": cell.unseen_site or "",
+        "fold": cell.fold,
+        "seed": cell.seed,
+        "start": "scratch" if cell.trunk is None else "trunk",
+        "state": state,
+        "reason": (failure or "").strip().splitlines()[-1] if failure else "",
+        "tuned": plan.search_of(cell) is not None,
+        "gain": rise,
+        "converged": "" if rise is None else str(rise < CONVERGED_BELOW),
+        "rounds": result.summary["rounds"] if result else None,
+        "minutes": round(result.summary["seconds"] / 60, 1) if result else None,
+    }
+    for part in _PARTS:
+        for outcome in OUTCOMES:
+            mean = result.summary[part][outcome] if result else {"mean": None, "n": 0}
+            row |= {f"{part}_{outcome}": mean["mean"], f"{part}_{outcome}_n": mean["n"]}
+    return row
+
+
+def _gain_of_group(plan: Plan, folder: StudyFolder, cell: Cell, results: dict[Cell, Result]) -> float | None:
+    """Of the baseline in a cell's group; of its trunk alone where the baseline is not finished."""
+    baseline = next(
+        (
+            result
+            for other, result in results.items()
+            if other.group == cell.group and other.trunk == cell.trunk and _is_baseline(plan, other)
+        ),
+        None,
+    )
+    trunk = folder.result(cell.trunk) if cell.trunk and folder.is_finished(cell.trunk) else None
+    curve = [value for result in (trunk, baseline) if result for value in result.validation("dice_n")]
+    return gain(curve)
+
+
+def _is_baseline(plan: Plan, cell: Cell) -> bool:
+    return cell.arm == BASELINE and not plan.arms[cell.arm].settings.get("objective")
+
+
+def write_table(plan: Plan, folder: StudyFolder) -> None:
+    """Writes study.csv."""
+    write_atomically(folder.path / "study.csv", as_csv(cells_table(plan, folder)), durable=False)
+
+
+def overview(plan: Plan, cells: pd.DataFrame) -> Iterator[Table]:
+    """Gives the tables that a terminal shows: what is finished, and means over the finished cells of every arm.
+
+    Args:
+        plan: The plan.
+        cells: As `cells_table` gives them.
+    """
+    title = f"{plan.name}: means over finished cells (images of all cells); judged by {plan.primary.outcome}"
+    table = Table(title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    shown = list(dict.fromkeys((plan.primary.outcome, "dice_s", "dice_n")))
+    for name in ("arm", "start", "cells", "tuned", "converged"):
+        table.add_column(name, overflow="fold")
+    for part in _PARTS:
+        for outcome in shown:
+            table.add_column(f"{_PARTS[part]} {outcome}", justify="right", no_wrap=True)
+    for (start, arm), rows in cells.groupby(["start", "arm"], sort=False):
+        finished = rows[rows["state"] == "finished"]
+        unlucky = (rows["state"] == "failed").sum()
+        counted = f"{len(finished)} of {len(rows)}" + (f", {unlucky} failed" if unlucky else "")
+        means = [_mean(finished, f"{part}_{outcome}") for part in _PARTS for outcome in shown]
+        converged = f"{(finished['converged'] == 'True').sum()} of {len(finished)}"
+        table.add_row(str(arm), str(start), counted, "yes" if rows["tuned"].all() else "no", converged, *means)
+    yield table
+    failed = cells[cells["state"] == "failed"]
+    if len(failed):
+        reasons = Table("failed cell", "why", box=box.SIMPLE_HEAD, show_edge=False)
+        columns = ["arm", "unseen_site", "fold", "seed", "start", "reason"]
+        for arm, site, fold, seed, start, reason in failed[columns].astype(str).to_numpy().tolist():
+            reasons.add_row(f"{arm}, unseen site {site or 'none'}, fold {fold}, seed {seed}, from {start}", reason)
+        yield reasons
+
+
+def _mean(cells: pd.DataFrame, column: str) -> str:
+    known = cells[cells[column].notna()]
+    return f"{known[column].mean():.3f} ({known[column + '_n'].sum()})" if len(known) else "- (0)"
