@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the study. [default: runs/NAME of the plan's file]"
 )
-@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time; they share the cores.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, one per core for instance.")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out; its plan may have grown, not changed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs with an estimate of their time, from a few measured steps."
@@ -78,15 +78,13 @@ def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
     from fedgs.progress import duration
     from fedgs.study.estimate import estimate
     from fedgs.study.plan import read_plan
-    from fedgs.study.runner import prepare, threads_of
+    from fedgs.study.runner import prepare
 
     console = make_console()
     told = read_plan(plan)
     with counting(console, "indexing") as on_indexing:
         index = prepare(told, data, on_indexing)
-    runs = estimate(
-        told, index, threads=threads_of(jobs), watch=lambda what: console.print(f"measuring {what}", highlight=False)
-    )
+    runs = estimate(told, index, lambda what: console.print(f"measuring {what}", highlight=False))
     table = Table("runs", "what", "number", "rounds", "steps per round", "each", "together", box=box.SIMPLE_HEAD)
     for (kind, what, rounds), rows in runs.groupby(["kind", "what", "rounds"], sort=False):
         steps = (
@@ -97,7 +95,8 @@ def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
     print_table(console, table)
     click.echo(
         f"{len(runs)} runs, about {duration(runs['seconds'].sum() / jobs)} with --jobs {jobs} "
-        f"({threads_of(jobs)} of {os.cpu_count()} cores each); measured alone, so expect more where runs share memory."
+        f"(this machine has {os.cpu_count()} cores; a run uses {told.threads}). Each was measured alone: side by side, "
+        "runs take longer."
     )
 
 

@@ -88,15 +88,12 @@ def measure(config: RunConfig) -> Cost:
     return Cost(mean["step"], mean["validation"], mean["test"], watch.start_s)
 
 
-def estimate(
-    plan: Plan, index: Index, *, threads: int, watch: Callable[[str], None] = lambda what: None
-) -> pd.DataFrame:
+def estimate(plan: Plan, index: Index, watch: Callable[[str], None] = lambda what: None) -> pd.DataFrame:
     """Estimates every run of a plan.
 
     Args:
         plan: The plan.
         index: Its data.
-        threads: Cores of one run.
         watch: Told what is being measured.
 
     Returns:
@@ -106,7 +103,7 @@ def estimate(
     Raises:
         FedgsError: As `fedgs.experiment.train`, for a run that cannot be.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(plan.threads)
     costs: dict[str, Cost] = {}
     rows = []
     for run in plan.runs():

@@ -186,6 +186,7 @@ class Plan:
         blocks: The grids, in the order in which they are to run.
         trunk: Settings of the trunks, ``rounds`` among them; None where nothing branches.
         tune: How settings are chosen; None where none are.
+        threads: Cores of every run, since sums differ in the last digits by how many share them.
     """
 
     name: str
@@ -195,27 +196,31 @@ class Plan:
     blocks: tuple[Block, ...]
     trunk: Mapping[str, Any] | None = None
     tune: Tune | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together, and that every run has settings that can be."""
-        for name in [arm for block in self.blocks for arm in block.arms] + [*_searches(self)]:
-            if name not in self.arms:
-                raise unknown_choice("arm", name, self.arms)
-        run = {arm for block in self.blocks for arm in block.arms}
-        for name in [arm for contrast in self.primary.contrasts for arm in contrast]:
-            if name not in run:
-                raise unknown_choice("arm in the contrasts of [primary]", name, run)
-        for arm in self.arms.values():
-            if arm.tuned_as is not None and arm.tuned_as not in _searches(self):
-                raise unknown_choice(f"search in tuned_as of arm '{arm.name}'", arm.tuned_as, _searches(self))
+        if not self.blocks:
+            raise ConfigError("the plan has no cells; name arms in at least one table [[cells]]")
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
+            raise ConfigError(f"threads must be a whole number, at least 1, got {self.threads!r}")
         if self.trunk is None and any(block.from_trunk for block in self.blocks):
             raise ConfigError("cells that go on from a trunk need a table [trunk] with its rounds")
+        self._check_names()
         self._check_tuning()
-        cells = self.cells()
-        if not cells:
-            raise ConfigError("the plan has no cells; name arms in at least one table [[cells]]")
-        for cell in cells:
+        for cell in self.cells():
             self.config(cell)
+
+    def _check_names(self) -> None:
+        run = {arm for block in self.blocks for arm in block.arms}
+        for kind, names, known in (
+            ("arm", [*run, *_searches(self)], self.arms),
+            ("arm in the contrasts of [primary]", [arm for pair in self.primary.contrasts for arm in pair], run),
+            ("search in tuned_as", [arm.tuned_as for arm in self.arms.values() if arm.tuned_as], _searches(self)),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown_choice(kind, name, known)
 
     def _check_tuning(self) -> None:
         if self.tune is None:
@@ -358,7 +363,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _plan_of(content: Mapping[str, Any], stem: str) -> Plan:
-    known = ("name", "primary", "settings", "arms", "cells", "trunk", "tune")
+    known = ("name", "threads", "primary", "settings", "arms", "cells", "trunk", "tune")
     _require_known("table or key", content, known)
     for table in ("primary", "cells"):
         if table not in content:
@@ -381,6 +386,7 @@ def _plan_of(content: Mapping[str, Any], stem: str) -> Plan:
         blocks=made,
         trunk=_settings("trunk", content["trunk"], needed=("rounds",)) if "trunk" in content else None,
         tune=_tune(_table("tune", content["tune"])) if "tune" in content else None,
+        threads=content.get("threads", 1),
     )
 
 

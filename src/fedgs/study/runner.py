@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from fedgs.study.plan import Cell, Plan, Run, Trial, Trunk, read_plan
 from fedgs.study.table import write_table
 from fedgs.study.worker import Failed, Progressed, Succeeded, work
 
-__all__ = ["Board", "Status", "Watcher", "prepare", "run_study", "threads_of"]
+__all__ = ["Board", "Status", "Watcher", "prepare", "run_study"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def run_study(
         plan_file: The plan, see `read_plan`.
         out: Folder of the study; it must not exist or be empty, unless ``resume`` is set.
         data: Folder of the hospitals' images, or an index.
-        jobs: How many runs at a time; they share the cores.
+        jobs: How many runs at a time, each on as many cores as the plan says.
         resume: Go on with what is in the folder; the plan may have grown, but not changed.
         watch: Told now and then how far it is.
         on_indexing: Told of the indexing that comes first.
@@ -87,14 +86,9 @@ def run_study(
             raise ConfigError(f"{out}: exists already; choose another --out, or go on with it by --resume")
         folder.refuse_other_plan(plan)
         folder.begin(plan_file.read_text(encoding="utf-8-sig"))
-        Board(plan, folder, str(index.folder), threads_of(jobs), watch).get_through(jobs)
+        Board(plan, folder, str(index.folder), watch).get_through(jobs)
         write_table(plan, folder)
     return folder
-
-
-def threads_of(jobs: int) -> int:
-    """How many cores each of so many runs may use."""
-    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _processes() -> Any:
@@ -166,14 +160,12 @@ class Board:
         plan: The plan.
         folder: Where finished runs go.
         data: The index that all share.
-        threads: Cores of one run.
         watch: Told now and then how far it is.
     """
 
     plan: Plan
     folder: StudyFolder
     data: str
-    threads: int
     watch: Watcher
     _rounds: dict[str, int] = field(init=False)
     _finished: set[str] = field(default_factory=set)
@@ -236,7 +228,7 @@ class Board:
             config = configure(config, init_from=str(trunk), init_checkpoint="last")
         context = _processes()
         ours, theirs = context.Pipe(duplex=False)
-        arguments = (config, self.folder.work(run), self.threads, theirs)
+        arguments = (config, self.folder.work(run), self.plan.threads, theirs)
         process = context.Process(target=work, args=arguments, daemon=True)
         process.start()
         theirs.close()
