@@ -49,7 +49,9 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = ["Source"]
 
 # Types of other packages: their inventories would have to be downloaded.
-nitpick_ignore_regex = [("py:.*", r"(torch|numpy|pandas|PIL|click|rich|pathlib|collections|typing|types)\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|numpy|pandas|PIL|click|rich|pathlib|collections|multiprocessing|typing|types)\..*")
+]
 nitpick_ignore = [
     # The same, where a module names them as it imports them for type checkers.
     *(

@@ -25,8 +25,8 @@ import fedgs
 from fedgs.cli import cli
 from fedgs.config import settings
 
-_WITHOUT_REFERENCE = {"fedgs.cli", "fedgs.metrics", "fedgs.report"}
-"""The command line has a page of its own, and two packages hold nothing but their modules."""
+_WITHOUT_REFERENCE = {"fedgs.metrics", "fedgs.report", "fedgs.study"}
+"""Packages that hold nothing but their modules; the command line has a page of its own."""
 
 
 def directive(text_of: Callable[[Path], Iterator[str]]) -> type[SphinxDirective]:
@@ -88,7 +88,8 @@ def other_modules(pages: Path) -> Iterator[str]:
     """Gives every module that no other page of the reference has, so that none is forgotten."""
     shown = set(re.findall(r"automodule:: (\S+)", "".join(p.read_text() for p in (pages / "reference").glob("*.md"))))
     found = {module.name for module in pkgutil.walk_packages(fedgs.__path__, "fedgs.")}
-    for name in sorted(found - shown - _WITHOUT_REFERENCE):
+    of_command_line = {name for name in found if name.startswith("fedgs.cli")}
+    for name in sorted(found - shown - of_command_line - _WITHOUT_REFERENCE):
         yield from (f"## `{name}`", "", "```{eval-rst}", f".. automodule:: {name}", "```", "")
 
 

@@ -200,6 +200,18 @@ def test_the_how_to_for_resuming(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert lasts[0].read_bytes() == lasts[1].read_bytes()
 
 
+def test_the_how_to_for_a_study(here: Path) -> None:
+    make_phantom(here / "hospitals", 12)
+    reader = Reader("docs/how-to/run-a-study.md")
+    reader.follow()
+    assert "3 of 3 runs finished" in reader.printed
+    told = (REPOSITORY / "docs/how-to/run-a-study.md").read_text()
+    for entry in (here / "runs" / "study").iterdir():
+        assert f"| `{entry.name}" in told, entry
+    for entry in (here / "runs/study/cells/from-scratch/without-Cedar-fold0-seed0/fedgs").iterdir():
+        assert f"`cells/…/{entry.name}" in told, entry
+
+
 def test_the_how_to_for_published_checkpoints(here: Path) -> None:
     make_phantom(here / "hospitals", 12)
     model = models.build("sd_utnet", in_channels=3, image_size=64, base_channels=8, reduce_size=4)

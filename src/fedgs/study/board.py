@@ -13,18 +13,22 @@ from rich.text import Text
 from fedgs.progress import duration
 from fedgs.study.runner import Status
 
-__all__ = ["show_study"]
+__all__ = ["StudyWatcher", "show_study"]
 
 _EVERY_S = 30.0
 
 
-class _Shown(Protocol):
-    def __call__(self, status: Status) -> None: ...
+class StudyWatcher(Protocol):
+    """Shows how far a study is, until it is closed."""
 
-    def close(self) -> None: ...
+    def __call__(self, status: Status) -> None:
+        """Takes note of how far it is."""
+
+    def close(self) -> None:
+        """Leaves the output as it was found."""
 
 
-def show_study(console: Console) -> _Shown:
+def show_study(console: Console) -> StudyWatcher:
     """Gives what shows a study where the output goes."""
     return _LiveStudy(console) if console.is_terminal else _StudyLines(console)
 

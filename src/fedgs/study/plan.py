@@ -181,7 +181,7 @@ class Plan:
     Attributes:
         name: For titles.
         primary: What decides.
-        settings: Of every run, by the names that `fedgs.configure` knows.
+        settings: Of every run, by the names that `fedgs.config.configure` knows.
         arms: The ways to train, by name.
         blocks: The grids, in the order in which they are to run.
         trunk: Settings of the trunks, ``rounds`` among them; None where nothing branches.
