@@ -24,7 +24,7 @@ from fedgs.engine import State
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.events import Event, RoundFinished, RoundStarted
 from fedgs.experiment import train
-from fedgs.initial import initial_state
+from fedgs.initial import describe_initial, initial_state
 from fedgs.models import initialise, to_published
 from fedgs.models.published import FORMS
 from fedgs.own import memory_of, own_in, own_of
@@ -140,6 +140,32 @@ def test_a_run_without_validation_gives_its_last_round(tmp_path: Path) -> None:
     (run / "checkpoints" / "best.safetensors").unlink()
     state, _ = started(configure(config, init_from=run))
     assert equal(state.server.weights, last.server.weights)
+
+
+def test_a_run_starts_from_the_checkpoint_that_is_named(tmp_path: Path) -> None:
+    config = settings("unet")
+    best, last = state_of(config, 1), state_of(config, 2)
+    run = finished_run(tmp_path / "run", config, best, last)
+    for name, expected in (("best", best), ("last", last)):
+        named = configure(config, init_from=run, init_checkpoint=name)
+        assert equal(started(named)[0].server.weights, expected.server.weights)
+        assert describe_initial(named.model)["init_from"] == {
+            "file": f"{name}.safetensors",
+            "sha256": sha256(run / "checkpoints" / f"{name}.safetensors"),
+        }
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        started(configure(config, init_from=run, init_checkpoint="best_small"))
+
+
+def test_a_checkpoint_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    config = settings("unet")
+    torch.save(network(config).state_dict(), tmp_path / "network.pt")
+    with pytest.raises(ConfigError, match="name that with --init-from"):
+        configure(init_checkpoint="last")
+    with pytest.raises(ConfigError, match="'newest'. Choose one of: best, best_small, last"):
+        configure(init_from="run", init_checkpoint="newest")
+    with pytest.raises(ConfigError, match=r"network\.pt is no folder of one"):
+        started(configure(config, init_from=tmp_path / "network.pt", init_checkpoint="last"))
 
 
 @pytest.mark.parametrize("name", TAKEN_APART)
