@@ -23,6 +23,8 @@ PARTS = {"test_out": "out-test", "test_in": "in-test", "validation": "validation
 STRATA = {"dice": "Dice", "dice_n": "Dice-N", "dice_s": "Dice-S", "dice_t": "Dice-T", "dice_l": "Dice-L"}
 LABELLED = {"disentanglement-128"}
 """Pages whose runs differ in more than the algorithm."""
+ARMS = ("fedavg-published", "matched-global", "matched-site", "fedgs", "fedgs-gradient")
+"""The order in which the arms of a study are shown; others follow by name."""
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -119,7 +121,8 @@ def mechanism(runs: Mapping[str, Path]) -> str:
             scales = [record["server"]["scale"] for record in records if record["server"]]
             server = f"{sum(scales) / len(scales):.3f}" if scales else "1"
             spread = f"{cosine:.4f} ({low:.4f} to {high:.4f})"
-            body.append([name.replace("-beta1-", ", beta1 "), site, f"{eta:.3f}", f"{ratio:.3f}", server, spread])
+            shown = name.rpartition("/")[2].replace("-beta1-", ", beta1 ")
+            body.append([shown, site, f"{eta:.3f}", f"{ratio:.3f}", server, spread])
     return rows(
         ["algorithm", "hospital", "mean eta", "length of G by G0", "server's factor", "cosine of G and G0 (range)"],
         body,
@@ -143,6 +146,29 @@ def crossed(runs: Mapping[str, Path]) -> str:
         for network, of_site in summary["cross"].items()
     ]
     return rows(["network of", *(f"on {site}" for site in sites)], body)
+
+
+def cells(groups: Mapping[str, Path]) -> str:
+    """Of groups of cells of a study, a row per arm: means on test images after the last round."""
+    body = []
+    for group in groups.values():
+        for path in sorted(group.iterdir(), key=lambda path: ARMS.index(path.name) if path.name in ARMS else len(ARMS)):
+            summary = json.loads((path / "summary.json").read_text())
+            for part in ("test_out", "test_in"):
+                body.append([path.name, PARTS[part], *strata(summary[part])])
+    return rows(["arm", "images", *STRATA.values()], sorted(body, key=lambda row: [*PARTS.values()].index(row[1])))
+
+
+def trials(groups: Mapping[str, Path]) -> str:
+    """Of searches of a study, a row per trial: validation Dice-N, mean over the last quarter of the rounds."""
+    body = []
+    for group in groups.values():
+        for path in sorted(group.iterdir(), key=lambda path: float(path.name.partition("=")[2])):
+            records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+            curve = [record["validation"]["dice_n"]["mean"] for record in records]
+            quarter = curve[-(len(curve) // 4) :]
+            body.append([group.name, path.name, str(len(curve)), f"{sum(quarter) / len(quarter):.4f}"])
+    return rows(["search", "choice", "rounds", "validation Dice-N"], body)
 
 
 def precision(runs: Mapping[str, Path]) -> str:
@@ -171,6 +197,8 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "etas": etas,
     "crossed": crossed,
     "mechanism": mechanism,
+    "cells": cells,
+    "trials": trials,
     "precision": precision,
 }
 
