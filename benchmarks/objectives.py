@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, against, paired
+from benchmarks.sample import BATCH, CASES, forever
 from fedgs import models
 from fedgs.data import phantom
-from fedgs.data.augment import Augmentation
-from fedgs.data.batches import training_batches
 from fedgs.data.case import Batch
 from fedgs.data.index import Index, build_index
 
-SIZE, BATCH, CASES = 128, 4, 16
+SIZE = 128
 PLAIN, BY_LESION = "dice_batch", ("blob_dice", "cc_dice_ce")
 
 
@@ -35,14 +34,7 @@ def run(*, quick: bool) -> list[Row]:
 
 
 def _reading(index: Index) -> Callable[[], Batch]:
-    batches = training_batches(
-        index,
-        range(len(index)),
-        batch_size=BATCH,
-        augmentation=Augmentation(),
-        generator=torch.Generator().manual_seed(0),
-        steps=10**6,
-    )
+    batches = forever(index)
     return lambda: next(batches)
 
 

@@ -30,7 +30,7 @@ def run(*, quick: bool) -> list[Row]:
         source = Path(folder) / "frames"
         files = _frames(source)
         index = build_index(source, Path(folder) / "index", adapter="folder", size=512, workers=1)
-        batches, numbers, turn = _forever(index), np.random.default_rng(0), itertools.cycle(files)
+        batches, numbers, turn = forever(index), np.random.default_rng(0), itertools.cycle(files)
         found = paired(
             {"ours": lambda: next(batches), "plain": lambda: sample(*next(turn), 512, numbers)},
             repeats=20 if quick else 60,
@@ -59,7 +59,8 @@ def _frames(source: Path) -> list[tuple[Path, Path]]:
     return files
 
 
-def _forever(index: Index) -> Iterator[Batch]:
+def forever(index: Index) -> Iterator[Batch]:
+    """Gives augmented batches of all cases for as long as anyone asks."""
     return training_batches(
         index,
         range(len(index)),
@@ -73,7 +74,7 @@ def _forever(index: Index) -> Iterator[Batch]:
 def _waiting(index: Index, network: str, steps: int) -> Row:
     """Trains for a few steps and tells which share of the time went by before a batch was there."""
     model = models.build(network, in_channels=3, image_size=index.size).to(memory_format=torch.channels_last)
-    objective, batches = models.objective("dice_batch"), _forever(index)
+    objective, batches = models.objective("dice_batch"), forever(index)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     waited = worked = 0.0
     for step in range(steps + 1):
