@@ -11,11 +11,10 @@ from pathlib import Path
 from torch import nn
 
 import fedgs
-from benchmarks.engine_round import _site
+from benchmarks.engine_round import begun, site_of
 from benchmarks.measure import Row, peak_memory
 from fedgs.core import global_of
 from fedgs.engine import Federation, Schedule, State, run_rounds
-from fedgs.run_folder import RunFolder
 
 NOTHING = {"dice": {"mean": None, "n": 0}, "dice_s": {"mean": None, "n": 0}}
 
@@ -38,12 +37,11 @@ def run(*, quick: bool) -> list[Row]:
 
 def _round(sites: int, *, rounds: int) -> tuple[float, float]:
     model = nn.Sequential(nn.Linear(1000, 20), nn.Linear(20, 2))
-    make = {f"S{number:04d}": partial(_site, f"S{number:04d}") for number in range(sites)}
-    federation = Federation(model, fedgs.fedgs(), make, lambda model, number: NOTHING)
+    make = {f"S{number:04d}": partial(site_of, f"S{number:04d}") for number in range(sites)}
+    federation = Federation(model, fedgs.fedgs(), make, lambda state: NOTHING)
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        store = RunFolder(Path(folder))
-        (store.path / "checkpoints").mkdir()
+        store = begun(Path(folder))
         state = State(global_of(model))
         with peak_memory() as peak:
             for number in range(1, rounds + 1):
