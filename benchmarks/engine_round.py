@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fedgs
-from benchmarks.measure import Row
+from benchmarks.measure import Row, announce
 from fedgs.config import configure
 from fedgs.core import Site, global_of
 from fedgs.data.case import Batch
@@ -24,15 +25,14 @@ from fedgs.scaled_update import ScaledUpdate
 SITES, STEPS = 5, 2
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Alternates a round of the engine with the same training steps alone."""
-    return [
-        _measured("engine per round beyond training", 6 if quick else 20, improving=False, goal=150.0),
-        _measured("the same, best and best_small renewed too", 4 if quick else 10, improving=True, goal=None),
-    ]
+    yield _measured("engine per round beyond training", 6 if quick else 20, improving=False, goal=150.0)
+    yield _measured("the same, best and best_small renewed too", 4 if quick else 10, improving=True, goal=None)
 
 
 def _measured(what: str, rounds: int, *, improving: bool, goal: float | None) -> Row:
+    announce(f"{rounds} rounds of {SITES} sites")
     model = nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(10)))
     sites = {f"C{number}": partial(site_of, f"C{number}") for number in range(1, SITES + 1)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from benchmarks.measure import MIB, Row, against, paired, peak_memory
+from benchmarks.measure import MIB, Row, against, announce, paired, peak_memory
 from benchmarks.plain.optimizer import AccumulatingAdamW
 from fedgs.models.utnet import UTNet
 from fedgs.scaled_update import ScaledUpdate
@@ -17,7 +17,7 @@ from fedgs.scaled_update import ScaledUpdate
 GRADIENT = {"scale": "gradient"}
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures the ways of counting, and the memory that they hold."""
     ways = {"bare": _fused(_network()).step, "plain": AccumulatingAdamW(list(_network().parameters())).step}
     for name, scales, choices in (
@@ -27,17 +27,17 @@ def run(*, quick: bool) -> list[Row]:
         ("gradient", itertools.cycle((1.3, 1.7)), GRADIENT),
     ):
         ways[name] = _counted(scales, choices)
+    announce(f"a step of each of {len(ways)} ways, in turn")
     found = paired(ways, repeats=15 if quick else 41, warmup=3)
-    bare, (memory, model_size) = found["bare"], _memory({})
-    return [
-        Row("plain accumulating AdamW", found["plain"], bare, "ms"),
-        against("step, exact=False, unscaled", found["unscaled"], bare, at_most=1.1),
-        against("step, exact=False, scaled", found["scaled"], bare, at_most=2.2),
-        against("step, default", found["default"], bare, at_most=2.6),
-        Row("step, scale=gradient", found["gradient"], bare, "ms"),
-        Row("memory of counting, in models", memory, model_size, "MiB", "2 models", memory <= 2.05 * model_size),
-        Row("the same, scale=gradient", *_memory(GRADIENT), "MiB"),
-    ]
+    bare = found["bare"]
+    yield Row("plain accumulating AdamW", found["plain"], bare, "ms")
+    yield against("step, exact=False, unscaled", found["unscaled"], bare, at_most=1.1)
+    yield against("step, exact=False, scaled", found["scaled"], bare, at_most=2.2)
+    yield against("step, default", found["default"], bare, at_most=2.6)
+    yield Row("step, scale=gradient", found["gradient"], bare, "ms")
+    memory, model_size = _memory({})
+    yield Row("memory of counting, in models", memory, model_size, "MiB", "2 models", memory <= 2.05 * model_size)
+    yield Row("the same, scale=gradient", *_memory(GRADIENT), "MiB")
 
 
 def _network() -> Module:
