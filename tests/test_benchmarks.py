@@ -53,3 +53,19 @@ def test_the_rows_of_a_benchmark_are_printed_in_the_table_too(tmp_path: Path) ->
     assert len(rows) == 3
     before, _, table = done.stdout.partition("compared with  ratio")
     assert all(row["what"] in before and row["what"] in table for row in rows)
+
+
+def test_the_page_shows_the_rows_that_lie_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from benchmarks.__main__ import BENCHMARKS, markdown
+    from benchmarks.measure import Row
+
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    found = json.loads((REPOSITORY / "docs" / "benchmarks.json").read_text())["rows"]
+    assert set(found) == set(BENCHMARKS)
+    for name, rows in found.items():
+        ratios = [row.pop("ratio") for row in rows]
+        made = [Row(**row) for row in rows]
+        assert [row.ratio for row in made] == ratios
+        _, _, body = markdown(made).split("\n", 2)
+        assert body in page, name
