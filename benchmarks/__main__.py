@@ -1,4 +1,4 @@
-"""Runs the benchmarks, each in a process of its own, prints a table and writes JSON."""
+"""Runs the benchmarks, each in a process of its own, prints rows as they come, then a table, and writes JSON."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main() -> None:
     found: dict[str, list[Row]] = {}
     started = time.monotonic()
     for name in given.names or BENCHMARKS:
-        console.print(f"{name} ...", highlight=False)
+        console.print(name, highlight=False)
         found[name] = _apart(name, quick=given.quick, threads=given.threads)
     seconds = time.monotonic() - started
     console.print(_table([row for rows in found.values() for row in rows]))
@@ -79,7 +79,7 @@ def main() -> None:
 def markdown(rows: Sequence[Row]) -> str:
     """Gives the table for a page."""
     lines = ["| what | ours | compared with | ratio | goal | met |", "| --- | ---: | ---: | ---: | --- | --- |"]
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(row)[:6])} |" for row in rows)]) + "\n"
+    return "\n".join([*lines, *(f"| {' | '.join(row.cells()[:6])} |" for row in rows)]) + "\n"
 
 
 def _apart(name: str, *, quick: bool, threads: int) -> list[Row]:
@@ -94,15 +94,8 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("note")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*row.cells())
     return table
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    plain = "" if row.plain is None else f"{row.plain:.3g} {row.unit}"
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}" if row.ratio >= 0.095 else f"{row.ratio:.3f}"
-    met = "" if row.met is None else "yes" if row.met else "no"
-    return row.what, f"{row.ours:.3g} {row.unit}", plain, ratio, row.goal, met, row.note
 
 
 def _machine() -> dict[str, Any]:

@@ -10,38 +10,38 @@ import torch
 from torch import Tensor
 
 import fedgs
-from benchmarks.measure import MIB, Row, against, paired, peak_memory
+from benchmarks.measure import MIB, Row, against, announce, paired, peak_memory
 from benchmarks.plain.aggregation import aggregate
 from fedgs.core import Update
 from fedgs.models.utnet import UTNet
 from fedgs.spool import Spool
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures against stacking all sites; many updates wait where the engine keeps them."""
     state = fedgs.global_of(UTNet(in_channels=3))
     model_size = sum(tensor.nbytes for tensor in state.weights.values()) / MIB
-    return [*_of_five(state, 5 if quick else 15, model_size), _of_many(state, 20 if quick else 50, model_size)]
+    yield from _of_five(state, 5 if quick else 15, model_size)
+    yield _of_many(state, 20 if quick else 50, model_size)
 
 
-def _of_five(state: fedgs.Global, repeats: int, model_size: float) -> list[Row]:
+def _of_five(state: fedgs.Global, repeats: int, model_size: float) -> Iterator[Row]:
     updates = {f"C{site}": _update(state, site) for site in range(5)}
     directions, rule = [update.direction for update in updates.values()], fedgs.fedgs().aggregate
     ways = {"ours": lambda: rule(state, updates), "plain": lambda: aggregate(state.weights, directions, [1] * 5)}
     found = paired(ways, repeats=repeats)
+    yield against("aggregation of 5 UTNets", found["ours"], found["plain"], at_most=1 / 3)
     memory = {}
     for name, call in ways.items():
         with peak_memory() as peak:
             result = call()
             memory[name] = peak()
         del result
-    return [
-        against("aggregation of 5 UTNets", found["ours"], found["plain"], at_most=1 / 3),
-        _in_models("memory of that", memory["ours"], model_size, note=f"plain: {memory['plain']:.0f} MiB"),
-    ]
+    yield _in_models("memory of that", memory["ours"], model_size, note=f"plain: {memory['plain']:.0f} MiB")
 
 
 def _of_many(state: fedgs.Global, sites: int, model_size: float) -> Row:
+    announce(f"a round of {sites} sites")
     with tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
         held = {f"C{site:02d}": spool.hold(_update(state, site)) for site in range(sites)}
         with peak_memory() as peak:

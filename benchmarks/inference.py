@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, paired
+from benchmarks.measure import Row, announce, paired
 from benchmarks.plain.utnet import plainly
 from benchmarks.training_step import has_fast_bf16
 from fedgs import models
@@ -30,14 +30,17 @@ COMPILED = {"unet", "monai:SegResNet"}
 """Networks of many small layers, which the compiler puts together; others gain little."""
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures each network; quick at 256 px and after fewer steps."""
-    return [row for name in NETWORKS for row in _rows(name, quick=quick)]
+    for name in NETWORKS:
+        yield from _rows(name, quick=quick)
 
 
-def _rows(name: str, *, quick: bool) -> list[Row]:
+def _rows(name: str, *, quick: bool) -> Iterator[Row]:
     image = _batch(torch.Generator().manual_seed(7), 1, 256 if quick else 512).images
-    trained = _trained(name, 5 if quick else STEPS)
+    steps = 5 if quick else STEPS
+    announce(f"{name}, image of {image.shape[-1]} px, after {steps} steps of training")
+    trained = _trained(name, steps)
     plain, ours = plainly(_copy(name, trained)), _copy(name, trained).to(memory_format=torch.channels_last)
     ways = {"plain": _way(plain, image), "fp32": _way(ours, image)}
     if has_fast_bf16():
@@ -48,15 +51,13 @@ def _rows(name: str, *, quick: bool) -> list[Row]:
         notes["fp32, compiled"] = f"; warm-up {_seconds(ways['fp32, compiled']):.0f} s"
     found = paired(ways, repeats=3 if quick else 7, warmup=1)
     masks = {way: call() > 0.5 for way, call in ways.items()}
-    rows = []
     for way in list(ways)[1:]:
         equal = (masks[way] == masks["plain"]).double().mean().item()
         met = found[way] <= found["plain"] / 2 and equal >= 0.999
         note = f"{100 * equal:.3f} % of mask pixels equal, {100 * masks['plain'].double().mean().item():.1f} % lesion"
         goal = "<= 1/2 and 99.9 % equal" if way != "fp32" else ""
         what = f"{name}, image of {image.shape[-1]} px, {way}"
-        rows.append(Row(what, found[way], found["plain"], "ms", goal, met if goal else None, note + notes.get(way, "")))
-    return rows
+        yield Row(what, found[way], found["plain"], "ms", goal, met if goal else None, note + notes.get(way, ""))
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 MIB = 2**20
 
 
@@ -42,6 +44,13 @@ class Row:
     def ratio(self) -> float | None:
         """Ours by plain."""
         return self.ours / self.plain if self.plain else None
+
+    def cells(self) -> tuple[str, ...]:
+        """What a table shows: what, ours, compared with, ratio, goal, met and note."""
+        plain = "" if self.plain is None else f"{self.plain:.3g} {self.unit}"
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}" if self.ratio >= 0.095 else f"{self.ratio:.3f}"
+        met = "" if self.met is None else "yes" if self.met else "no"
+        return self.what, f"{self.ours:.3g} {self.unit}", plain, ratio, self.goal, met, self.note
 
 
 def against(what: str, ours: float, plain: float, *, at_most: float, unit: str = "ms", note: str = "") -> Row:
@@ -100,8 +109,13 @@ def peak_memory() -> Iterator[Callable[[], float]]:
         watcher.join()
 
 
+def announce(what: str) -> None:
+    """Prints what is measured next, where that takes long."""
+    _say(f"{what} ...")
+
+
 def run_alone(name: str, quick: bool, threads: int) -> list[Row]:
-    """Runs one benchmark; meant for a fresh process.
+    """Runs one benchmark and prints each row as soon as it is measured; meant for a fresh process.
 
     Args:
         name: Its module.
@@ -113,5 +127,13 @@ def run_alone(name: str, quick: bool, threads: int) -> list[Row]:
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").run(quick=quick)
+    rows = []
+    for row in importlib.import_module(f"benchmarks.{name}").run(quick=quick):
+        what, ours, plain, ratio, *_ = row.cells()
+        _say(f"{what}: {ours}" + (f", compared with {plain}: {ratio}" if plain else ""))
+        rows.append(row)
     return rows
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True).print(f"  {text}", highlight=False, markup=False)

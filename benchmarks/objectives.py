@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Row, against, paired
+from benchmarks.measure import Row, against, announce, paired
+from benchmarks.sample import BATCH, CASES, forever
 from fedgs import models
 from fedgs.data import phantom
-from fedgs.data.augment import Augmentation
-from fedgs.data.batches import training_batches
 from fedgs.data.case import Batch
 from fedgs.data.index import Index, build_index
 
-SIZE, BATCH, CASES = 128, 4, 16
+SIZE = 128
 PLAIN, BY_LESION = "dice_batch", ("blob_dice", "cc_dice_ce")
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures on drawn images, of which some show several lesions."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "phantom"
@@ -28,21 +27,16 @@ def run(*, quick: bool) -> list[Row]:
         index = build_index(source, Path(folder) / "index", adapter="phantom", size=SIZE, workers=1)
         without, with_regions = _reading(index), _reading(index.with_regions())
         batch = with_regions()
+        announce(f"a step of each of {1 + len(BY_LESION)} objectives, in turn")
         steps = paired({name: _step(name, batch) for name in (PLAIN, *BY_LESION)}, repeats=10 if quick else 40)
-        rows = [against(f"unet step {SIZE} px, {name}", steps[name], steps[PLAIN], at_most=1.1) for name in BY_LESION]
+        for name in BY_LESION:
+            yield against(f"unet step {SIZE} px, {name}", steps[name], steps[PLAIN], at_most=1.1)
         reading = paired({"with": with_regions, "without": without}, repeats=20 if quick else 100)
-    return [*rows, Row(f"batch of {BATCH} with regions", reading["with"], reading["without"], "ms")]
+        yield Row(f"batch of {BATCH} with regions", reading["with"], reading["without"], "ms")
 
 
 def _reading(index: Index) -> Callable[[], Batch]:
-    batches = training_batches(
-        index,
-        range(len(index)),
-        batch_size=BATCH,
-        augmentation=Augmentation(),
-        generator=torch.Generator().manual_seed(0),
-        steps=10**6,
-    )
+    batches = forever(index)
     return lambda: next(batches)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import Row, against, paired
+from benchmarks.measure import Row, against, announce, paired
 from benchmarks.plain.sample import sample
 from fedgs import models
 from fedgs.data import phantom
@@ -24,22 +24,22 @@ from fedgs.data.index import Index, build_index, open_index
 CASES, BATCH = 16, 4
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures on generated 1080p JPEG frames."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "frames"
+        announce("frames are drawn and indexed")
         files = _frames(source)
         index = build_index(source, Path(folder) / "index", adapter="folder", size=512, workers=1)
-        batches, numbers, turn = _forever(index), np.random.default_rng(0), itertools.cycle(files)
+        batches, numbers, turn = forever(index), np.random.default_rng(0), itertools.cycle(files)
         found = paired(
             {"ours": lambda: next(batches), "plain": lambda: sample(*next(turn), 512, numbers)},
             repeats=20 if quick else 60,
         )
-        rows = [against("augmented 512 px sample", found["ours"] / BATCH, found["plain"], at_most=1 / 5)]
+        yield against("augmented 512 px sample", found["ours"] / BATCH, found["plain"], at_most=1 / 5)
         for network, size in (("unet", 128), ("unet", 256), ("utnet", 256)):
             index = open_index(Path(folder) / "index", size=size)
-            rows.append(_waiting(index, network, steps=2 if quick else 6))
-    return rows
+            yield _waiting(index, network, steps=2 if quick else 6)
 
 
 def _frames(source: Path) -> list[tuple[Path, Path]]:
@@ -59,7 +59,8 @@ def _frames(source: Path) -> list[tuple[Path, Path]]:
     return files
 
 
-def _forever(index: Index) -> Iterator[Batch]:
+def forever(index: Index) -> Iterator[Batch]:
+    """Gives augmented batches of all cases for as long as anyone asks."""
     return training_batches(
         index,
         range(len(index)),
@@ -73,7 +74,7 @@ def _forever(index: Index) -> Iterator[Batch]:
 def _waiting(index: Index, network: str, steps: int) -> Row:
     """Trains for a few steps and tells which share of the time went by before a batch was there."""
     model = models.build(network, in_channels=3, image_size=index.size).to(memory_format=torch.channels_last)
-    objective, batches = models.objective("dice_batch"), _forever(index)
+    objective, batches = models.objective("dice_batch"), forever(index)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     waited = worked = 0.0
     for step in range(steps + 1):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-from benchmarks.measure import Row, against, paired, peak_memory
+from benchmarks.measure import Row, against, announce, paired, peak_memory
 from benchmarks.plain.optimizer import AccumulatingAdamW
 from benchmarks.plain.utnet import plainly
 from fedgs import models
@@ -16,13 +16,14 @@ from fedgs.data.case import Batch
 from fedgs.scaled_update import ScaledUpdate
 
 
-def run(*, quick: bool) -> list[Row]:
+def run(*, quick: bool) -> Iterator[Row]:
     """Measures forward, loss, backward and the counted optimizer step; quick at 128 px."""
     size = 128 if quick else 256
-    return [row for name in ("utnet", "sd_utnet") for row in _rows(name, size, quick=quick)]
+    for name in ("utnet", "sd_utnet"):
+        yield from _rows(name, size, quick=quick)
 
 
-def _rows(name: str, size: int, *, quick: bool) -> list[Row]:
+def _rows(name: str, size: int, *, quick: bool) -> Iterator[Row]:
     draw = torch.Generator().manual_seed(0)
     images, masks = torch.randn(4, 3, size, size, generator=draw), torch.zeros(4, size, size, dtype=torch.bool)
     masks[:, : size // 4, : size // 4] = True
@@ -38,14 +39,13 @@ def _rows(name: str, size: int, *, quick: bool) -> list[Row]:
         **({"bf16": lambda: _ours(build(), batch, name, bf16)} if bf16 else {}),
         "fp32, recompute": lambda: _ours(build(recompute=True), batch, name, None),
     }
+    announce(f"{name} training step {size} px: {', '.join(ways)}; memory, then time")
     memory = {way: _peak(make) for way, make in ways.items()}
     found = paired({way: make() for way, make in ways.items()}, repeats=3 if quick else 5, warmup=1)
-    rows = []
     for way in list(ways)[1:]:
         what, goal = f"{name} training step {size} px, {way}", 1 / 3 if way == "bf16" else 1 / 1.4
-        rows.append(against(what, found[way], found["plain"], at_most=goal))
-        rows.append(against("memory of that", memory[way], memory["plain"], at_most=1 / 1.5, unit="MiB"))
-    return rows
+        yield against(what, found[way], found["plain"], at_most=goal)
+        yield against("memory of that", memory[way], memory["plain"], at_most=1 / 1.5, unit="MiB")
 
 
 def has_fast_bf16() -> bool:

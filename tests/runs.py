@@ -35,6 +35,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
+    """For processes that train: with one thread, since the threads of two trainings spin against each other."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 

@@ -22,10 +22,10 @@ from runs import command, environment
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
     out, log = folder / "demo", folder / "log.txt"
-    env = environment()
-    del env["OMP_NUM_THREADS"]
     with log.open("w") as file:
-        process = subprocess.Popen(command("demo", "--out", str(out)), env=env, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command("demo", "--out", str(out)), env=environment(), stdout=file, stderr=subprocess.STDOUT
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, log.read_text()

@@ -27,7 +27,7 @@ from fedgs.explain import explain
 from fedgs.files import require_intact, write_atomically
 from fedgs.models import build, initialise, to_published
 from fedgs.report.html import write_report
-from fedgs.report.summary import read_figures
+from fedgs.report.reading import read_figures
 from runs import fedgs, make_phantom, tiny_config
 
 QUICK = {"rounds": 1, "local_steps": 2, "size": 32, "device": "cpu"}

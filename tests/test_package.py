@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 import venv
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fedgs
+from runs import environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,7 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     python = tmp_path / "venv" / "bin" / "python"
     constraints = str(REPOSITORY / "constraints.txt")
     subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, str(wheel)], check=True)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    clean = {name: value for name, value in environment().items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [python.with_name("fedgs"), "demo", "--out", tmp_path / "demo"],
         env=clean,

@@ -11,7 +11,7 @@ from fedgs.algorithms import ditto, fedavg, fedavg_published, fednova, fedopt, f
 from fedgs.own import personal_in
 from quadratic import EXAMPLES, LR, START, STEPS, B, gradient, run, weights
 
-EXACT = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)
+assert_exact = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)
 SHARES = {name: count / sum(EXAMPLES.values()) for name, count in EXAMPLES.items()}
 
 
@@ -32,17 +32,17 @@ def two_rounds(step):
 
 
 def test_fedavg():
-    EXACT(weights(fedavg()), two_rounds(lambda w, _: sum(SHARES[n] * local(n, w)[0] for n in SHARES)))
+    assert_exact(weights(fedavg()), two_rounds(lambda w, _: sum(SHARES[n] * local(n, w)[0] for n in SHARES)))
 
 
 def test_fedavg_published_weights_by_steps():
     expected = two_rounds(lambda w, _: sum(STEPS[n] / 5 * local(n, w)[0] for n in STEPS))
-    EXACT(weights(fedavg_published()), expected)
+    assert_exact(weights(fedavg_published()), expected)
 
 
 def test_fedprox():
     expected = two_rounds(lambda w, _: sum(SHARES[n] * local(n, w, lambda v: 0.7 * (v - w))[0] for n in SHARES))
-    EXACT(weights(fedprox(mu=0.7)), expected)
+    assert_exact(weights(fedprox(mu=0.7)), expected)
 
 
 def test_fednova():
@@ -50,7 +50,7 @@ def test_fednova():
         tau = sum(SHARES[n] * STEPS[n] for n in SHARES)
         return w - tau * sum(SHARES[n] * (w - local(n, w)[0]) / STEPS[n] for n in SHARES)
 
-    EXACT(weights(fednova()), two_rounds(step))
+    assert_exact(weights(fednova()), two_rounds(step))
 
 
 def scaffold_step(w, memory, taking_part=("x", "y")):
@@ -68,12 +68,12 @@ def scaffold_step(w, memory, taking_part=("x", "y")):
 
 
 def test_scaffold():
-    EXACT(weights(scaffold()), two_rounds(scaffold_step))
+    assert_exact(weights(scaffold()), two_rounds(scaffold_step))
     state, memories = run(scaffold())
     memory = {}
     scaffold_step(scaffold_step(START, memory), memory)
-    EXACT(state.extra["control/w"].numpy(), memory["c"])
-    EXACT(memories["x"]["control/w"].numpy(), memory["x"])
+    assert_exact(state.extra["control/w"].numpy(), memory["c"])
+    assert_exact(memories["x"]["control/w"].numpy(), memory["x"])
 
 
 def test_scaffold_where_sites_take_turns_and_one_joins_later():
@@ -82,8 +82,8 @@ def test_scaffold_where_sites_take_turns_and_one_joins_later():
     w, memory = START, {}
     for names in turns:
         w = scaffold_step(w, memory, names)
-    EXACT(state.weights["w"].numpy(), w)
-    EXACT(state.extra["control/w"].numpy(), memory["c"])
+    assert_exact(state.weights["w"].numpy(), w)
+    assert_exact(state.extra["control/w"].numpy(), memory["c"])
 
 
 def mean(w):
@@ -105,7 +105,7 @@ def test_fedopt(name):
         }[name]
         return w - 0.05 * m / (np.sqrt(v) + tau)
 
-    EXACT(weights(fedopt(server_optimizer=name, server_lr=0.05)), two_rounds(step))
+    assert_exact(weights(fedopt(server_optimizer=name, server_lr=0.05)), two_rounds(step))
 
 
 def test_fedavg_with_momentum():
@@ -114,7 +114,7 @@ def test_fedavg_with_momentum():
         return w - 0.5 * memory["m"]
 
     made = fedopt(server_optimizer="sgd", server_lr=0.5, server_beta1=0.6)
-    EXACT(weights(made), two_rounds(step))
+    assert_exact(weights(made), two_rounds(step))
 
 
 def test_ditto():
@@ -123,7 +123,7 @@ def test_ditto():
     for _ in range(2):
         personal = {n: local(n, v, lambda v: 0.4 * (v - w))[0] for n, v in personal.items()}  # noqa: B023
         w = sum(SHARES[n] * local(n, w)[0] for n in SHARES)
-    EXACT(state.weights["w"].numpy(), w)
+    assert_exact(state.weights["w"].numpy(), w)
     for name, v in personal.items():
-        EXACT(personal_in(memories[name])["w"].numpy(), v)
+        assert_exact(personal_in(memories[name])["w"].numpy(), v)
         assert np.linalg.norm(v - B[name]) < np.linalg.norm(w - B[name])

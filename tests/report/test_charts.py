@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fedgs.report import charts
-from fedgs.report.summary import read_run
+from fedgs.report.reading import read_run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fedgs.metrics.table import STRATA
 from fedgs.report.comparison import differences, exhibits, labels, unlike_settings
-from fedgs.report.summary import Mean, Overlay, Part, read_run
+from fedgs.report.reading import read_run
+from fedgs.report.records import Mean, Overlay, Part
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import sealed
 from fedgs.metrics.catalogue import METRICS
 from fedgs.report.html import write_report
-from fedgs.report.summary import read_run
+from fedgs.report.reading import read_run
 
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 VOID = {"meta", "br", "link", "img", "input", "hr"}

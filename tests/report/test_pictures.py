@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedgs.errors import DataError
 from fedgs.report.pictures import outline, picture_of_case
-from fedgs.report.summary import read_run
+from fedgs.report.reading import read_run
 
 
 def filled(path: str, shape: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fedgs.report import provenance
-from fedgs.report.summary import read_run
+from fedgs.report.reading import read_run
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,7 @@ def training_batches(
     batch_size: int,
     augmentation: Augmentation,
     generator: Generator,
-    epochs: int | None = None,
-    steps: int | None = None,
+    steps: int,
     device: torch.device | str = "cpu",
     case_weights: npt.NDArray[np.float64] | None = None,
 ) -> Iterator[Batch]:
@@ -67,8 +66,7 @@ def training_batches(
         batch_size: Cases per batch.
         augmentation: How images vary.
         generator: A generator on the CPU; it is advanced by the batches that are taken.
-        epochs: Passes over the cases; give this or `steps`.
-        steps: Batches in all, over as many epochs as it takes; give this or `epochs`.
+        steps: Batches in all, over as many epochs as it takes; `count_steps` turns epochs into steps.
         device: Where the batches go, and where they are augmented.
         case_weights: How often each case is drawn, relative to the others, (len(rows),), > 0: then cases are drawn with
             replacement. None shuffles them.
@@ -78,18 +76,20 @@ def training_batches(
         where the index gives them, and `weights` are None.
 
     Raises:
-        ConfigError: Not exactly one of `epochs` and `steps` is given, or a number is out of range.
+        ConfigError: `batch_size` or `steps` is below 1.
         DataError: There are fewer cases than one batch takes.
     """
     order = np.asarray(rows, dtype=np.intp)
     sites = ", ".join(f"site '{site}'" for site in index.table["site"].iloc[order].unique())
-    count = _count_steps(len(order), batch_size, epochs, steps, sites or "training")
+    _require_positive("batch size", batch_size)
+    _require_positive("steps", steps)
+    _require_a_batch(len(order), batch_size, sites or "training")
     epoch = partial(_epoch, order, case_weights, generator)
-    return _training_batches(index, epoch, batch_size, count, augmentation, generator, torch.device(device))
+    return _training_batches(index, epoch, batch_size, steps, augmentation, generator, torch.device(device))
 
 
 def count_steps(cases: int, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> int:
-    """Tells how many batches `training_batches` gives.
+    """Tells how many batches a training takes.
 
     Args:
         cases: Number of training cases.
@@ -107,7 +107,12 @@ def count_steps(cases: int, batch_size: int, *, epochs: int | None = None, steps
     >>> count_steps(10, 4, epochs=3), count_steps(10, 4, steps=7)
     (6, 7)
     """
-    return _count_steps(cases, batch_size, epochs, steps, "training")
+    if (epochs is None) == (steps is None):
+        raise ConfigError(f"expected either epochs or steps, got epochs={epochs} and steps={steps}; give one of them")
+    _require_positive("batch size", batch_size)
+    _require_positive("epochs" if steps is None else "steps", epochs if steps is None else steps)
+    _require_a_batch(cases, batch_size, "training")
+    return steps if steps is not None else (epochs or 0) * (cases // batch_size)
 
 
 def scoring_batches(
@@ -145,14 +150,14 @@ def _training_batches(
     index: Frames,
     epoch: Callable[[], npt.NDArray[np.intp]],
     batch_size: int,
-    count: int,
+    steps: int,
     augmentation: Augmentation,
     generator: Generator,
     device: torch.device,
 ) -> Iterator[Batch]:
     is_small = index.table["is_small"].to_numpy(dtype=bool)
     order = np.empty(0, dtype=np.intp)
-    for _ in range(count):
+    for _ in range(steps):
         if len(order) < batch_size:
             order = epoch()
         chosen, order = order[:batch_size], order[batch_size:]
@@ -181,17 +186,12 @@ def _regions(index: Frames, rows: Iterable[int], device: torch.device) -> Tensor
     return torch.from_numpy(np.stack([index.regions(int(row)) for row in rows])).to(device)
 
 
-def _count_steps(cases: int, batch_size: int, epochs: int | None, steps: int | None, where: str) -> int:
-    if (epochs is None) == (steps is None):
-        raise ConfigError(f"expected either epochs or steps, got epochs={epochs} and steps={steps}; give one of them")
-    _require_positive("batch size", batch_size)
-    _require_positive("epochs" if steps is None else "steps", epochs if steps is None else steps)
+def _require_a_batch(cases: int, batch_size: int, where: str) -> None:
     if cases < batch_size:
         raise DataError(
             f"{where}: {cases} training cases, but a batch takes {batch_size}; "
             "choose a smaller batch size, or leave this site out"
         )
-    return steps if steps is not None else (epochs or 0) * (cases // batch_size)
 
 
 def _require_positive(name: str, value: int | None) -> None:

@@ -9,7 +9,7 @@ Source: Maier-Hein, Reinke et al., Metrics reloaded, Nature Methods 21 (2024), 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,9 +76,7 @@ def hd95(distances: SurfaceDistances) -> float:
     Returns:
         At least 0, in the unit of the distances; nan where one mask or both are empty.
     """
-    if not distances.are_defined:
-        return float("nan")
-    return max(float(np.percentile(each, 95)) for each in (distances.to_truth, distances.to_prediction))
+    return _where_defined(distances, lambda *both: max(np.percentile(each, 95) for each in both))
 
 
 def average_surface_distance(distances: SurfaceDistances) -> float:
@@ -90,12 +88,9 @@ def average_surface_distance(distances: SurfaceDistances) -> float:
         distances: What `surface_distances` returned.
 
     Returns:
-        At least 0, in the unit of the distances; nan where one mask or both are empty.
+        As `hd95`.
     """
-    if not distances.are_defined:
-        return float("nan")
-    total = distances.to_truth.sum() + distances.to_prediction.sum()
-    return float(total / (distances.to_truth.size + distances.to_prediction.size))
+    return _where_defined(distances, lambda *both: sum(each.sum() for each in both) / sum(each.size for each in both))
 
 
 def surface_dice(distances: SurfaceDistances, *, tolerance: float) -> float:
@@ -115,6 +110,13 @@ def surface_dice(distances: SurfaceDistances, *, tolerance: float) -> float:
         return float("nan")
     within = (distances.to_truth <= tolerance).sum() + (distances.to_prediction <= tolerance).sum()
     return float(within / total)
+
+
+def _where_defined(distances: SurfaceDistances, measure: Callable[..., float]) -> float:
+    """Measures both directions; nan where one mask is empty, since nothing is at a distance from it."""
+    if not distances.are_defined:
+        return float("nan")
+    return float(measure(distances.to_truth, distances.to_prediction))
 
 
 def _boundary(mask: Mask) -> Mask:

@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedgs.report.summary import Part, Round, Run
+from fedgs.report.records import Part, Round, Run
 
 __all__ = ["eta_chart", "length_chart", "loss_chart", "score_chart"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedgs.metrics.table import STRATA
-from fedgs.report.summary import Mean, Overlay, Part, Run
+from fedgs.report.records import Mean, Overlay, Part, Run
 
 __all__ = [
     "Difference",

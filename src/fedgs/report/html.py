@@ -13,7 +13,8 @@ from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import write_atomically
 from fedgs.metrics.catalogue import METRICS, Metric
 from fedgs.report import comparison, provenance
-from fedgs.report.summary import External, Mean, Part, Run, Scores, SmallRule, read_figures, read_run
+from fedgs.report.reading import read_figures, read_run
+from fedgs.report.records import External, Mean, Part, Run, Scores, SmallRule
 
 __all__ = ["write_explanation", "write_report"]
 

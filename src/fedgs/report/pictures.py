@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedgs.errors import DataError
-from fedgs.report.summary import Overlay
+from fedgs.report.records import Overlay
 
 __all__ = ["Picture", "Window", "outline", "picture_of_case"]
 

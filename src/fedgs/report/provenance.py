@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from fedgs.report.summary import Run
+from fedgs.report.records import Run
 
 __all__ = ["command", "environment", "settings", "without_paths"]
 

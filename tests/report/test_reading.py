@@ -13,7 +13,8 @@ from fedgs.errors import CheckpointError, DataError
 from fedgs.files import sealed
 from fedgs.metrics.table import STRATA, read_scores, summarise
 from fedgs.report.html import write_report
-from fedgs.report.summary import External, read_run
+from fedgs.report.reading import read_run
+from fedgs.report.records import External
 
 
 def test_a_run_is_read_as_it_was_written(pair):
