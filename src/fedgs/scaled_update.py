@@ -51,7 +51,7 @@ class ScaledUpdate:
     With gradient accumulation, pass the mean of the micro-batches' scales, weighted by their examples.
 
     With ``scale="gradient"`` a scale belongs to what its batch's gradient contributes to the update, in this step and,
-    through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; that takes memory for one more model.
+    through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; a step then takes twice the time.
 
     Args:
         model: The network, possibly wrapped in DistributedDataParallel or torch.compile.

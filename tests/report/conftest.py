@@ -117,6 +117,7 @@ def round_line(number: int, train: dict[str, int], algorithm: str, scores: pd.Da
             "loss": float(loss),
             "terms": {"dice": float(loss)},
             "mean_eta": float(eta),
+            "cosine": float(1 - 0.01 * (eta - 1)),
             "direction_norm": float(eta * (0.2 + 0.3 * np.exp(-number / 8))),
             "seconds": 3.2,
         }

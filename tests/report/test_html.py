@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -142,9 +143,27 @@ def test_cautions_come_before_any_dice(page):
         "in-test scores are optimistic",
         "are the primary ones",
         "A gain may only be a larger step",
-        "(cosine above 0.999)",
+        "FedGS is nearly a matched step here",
     ):
         assert text.index(caution) < table
+
+
+@pytest.mark.parametrize(("cosine", "is_told"), [(0.9991, True), (0.95, False), (1.0, False), (None, False)])
+def test_that_scales_hardly_turn_a_direction_is_told_first(cosine, is_told, pair, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in pair]
+    for run in runs:
+        records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+        for record in records:
+            for site in record["sites"].values():
+                site["cosine"] = cosine
+        (run / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = Page(write_report(runs, tmp_path / "page.html").read_text()).text
+    told = "FedGS is nearly a matched step here"
+    assert (told in text) is is_told
+    assert (f"{cosine} on average, {cosine} at the lowest" in text) is is_told
+    assert "FedAvg (published) is nearly" not in text
+    if is_told:
+        assert text.index("Before you read the numbers") < text.index(told) < text.index("One seed proves nothing")
 
 
 def test_every_chart_is_there_under_its_name(page):

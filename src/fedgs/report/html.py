@@ -31,6 +31,9 @@ _CREDITS = {
 }
 _NONE = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
+_NEARLY_MATCHED, _MATCHED = 0.99, 0.9999
+"""Cosines from which on scales hardly turn a direction, and from which on they do not turn it at all."""
+
 _IMAGE_AREA = 512 * 512
 
 
@@ -152,6 +155,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "crossed": {label: run.crossed for label, run in named.items() if run.crossed},
         "etas": _etas(named),
         "eta_ranges": _eta_ranges(named),
+        "matched": _matched(named),
         "charts": _charts(named),
         "exhibits": _exhibits(runs),
         "explained": {label: run.explained for label, run in named.items() if run.explained},
@@ -250,6 +254,19 @@ def _eta_ranges(named: Mapping[str, Run]) -> list[str]:
         between = f"{sites[low]:.2f} ({low}) to {sites[high]:.2f} ({high})" if low != high else f"{sites[low]:.2f}"
         ranges.append(f"{algorithm} counted training steps more by a factor eta, by hospital on average {between}.")
     return ranges
+
+
+def _matched(named: Mapping[str, Run]) -> dict[str, tuple[float, float]]:
+    """Mean and lowest cosine of the directions sent and unscaled ones, by algorithm whose scales hardly turn them.
+
+    Controls that scale a whole update are left out: theirs is 1, and is meant to be.
+    """
+    cosines: dict[str, list[float]] = {}
+    for label in _etas(named):
+        told = [site.cosine for each in named[label].history for site in each.sites.values() if site.cosine is not None]
+        cosines.setdefault(comparison.algorithm_label(named[label]), []).extend(told)
+    found = {name: (fmean(values), min(values)) for name, values in cosines.items() if values}
+    return {name: told for name, told in found.items() if told[0] >= _NEARLY_MATCHED and told[1] < _MATCHED}
 
 
 def _charts(named: Mapping[str, Run]) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def _round(content: Mapping[str, Any]) -> Round:
                 loss=float(site["loss"]),
                 mean_eta=float(site["mean_eta"]),
                 direction_norm=float(site["direction_norm"]),
+                cosine=None if site.get("cosine") is None else float(site["cosine"]),
             )
             for name, site in sorted(content["sites"].items())
         },

@@ -86,13 +86,17 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class SiteRound:
-    """What one site did in one round; the norm of its direction is in units of the weights."""
+    """What one site did in one round; the norm of its direction is in units of the weights.
+
+    `cosine` is that of its direction and the same with every eta 1; None where a run of an earlier version lacks it.
+    """
 
     steps: int
     examples: int
     loss: float
     mean_eta: float
     direction_norm: float
+    cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
