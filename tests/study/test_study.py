@@ -221,6 +221,7 @@ def test_cells_that_went_on_from_another_trunk_are_not_mixed(study: Path, data: 
         ({"primary": PLAN["primary"] | {"margin": 0.02}}, "margin: 0.01 -> 0.02"),
         ({"primary": PLAN["primary"] | {"contrasts": [["fedavg-published", "fedgs"]]}}, "contrasts:"),
         ({"settings": PLAN["settings"] | {"rounds": 3}}, "rounds: 2 -> 3"),
+        ({"threads": 2}, "threads: 1 -> 2"),
         ({"trunk": {"rounds": 3}}, f"in '{TRUNK}', rounds: 2 -> 3"),
         ({"cells": PLAN["cells"][:1]}, "is the study of another plan: it has 'cells/from-scratch"),
     ],
@@ -231,6 +232,13 @@ def test_a_folder_of_another_plan_is_refused(
     before = contents(study)
     assert said in refused(study, data, written(tmp_path / "other.toml", **changes))
     assert contents(study) == before
+
+
+def test_other_data_are_refused(study: Path, data: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(data, tmp_path / "other")
+    image = next((other / "Birch" / "images").iterdir())
+    Image.new("RGB", (64, 64)).save(image)
+    assert "are not those that" in refused(study, other, study / "plan.toml")
 
 
 def test_the_primary_outcome_is_fixed_even_where_the_plan_in_the_folder_was_edited(study: Path, data: Path) -> None:

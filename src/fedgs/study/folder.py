@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedgs.assembly import NAMED_SPLITS, resolve
+from fedgs.assembly import NAMED_SPLITS, resolve, split_of
 from fedgs.config import RunConfig, configure, write_config
+from fedgs.data.index import Index
 from fedgs.errors import CheckpointError, ConfigError, understood
 from fedgs.files import read_json, sealed, write_atomically, write_json
 from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import read_scores
+from fedgs.resume import describe_cases
 from fedgs.run_folder import RunFolder
 from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk
 from fedgs.tables import as_csv
@@ -189,9 +191,11 @@ class StudyFolder:
         write_atomically(made / "scores.csv", as_csv(scores[scores["round"] == summary["round"]]))
         machine = {name: work.environment()[name] for name in ("fedgs", "torch", "device", "threads")}
         started = work.environment().get("init_from", {}).get("sha256")
-        noted = {"settings": as_settings(config), "start": started, "machine": machine, **about}
+        noted = {"settings": as_settings(config), "data": work.environment()["data"], "start": started}
         files = {name: _hash_of(made / name) for name in ("rounds.jsonl", "scores.csv")}
-        write_json(made / "summary.json", sealed({**summary, "files": files, "study": noted}))
+        write_json(
+            made / "summary.json", sealed({**summary, "files": files, "study": {**noted, "machine": machine, **about}})
+        )
         shutil.rmtree(place, ignore_errors=True)  # a trunk whose weights had not been kept
         place.parent.mkdir(parents=True, exist_ok=True)
         made.replace(place)
@@ -240,7 +244,7 @@ class StudyFolder:
             if (search := plan.search_of(run)) is not None and search not in chosen:
                 continue  # trials that were lost are made again, and compared after that
             before = self._settings_of(run)
-            now = as_settings(resolve(plan.config(run, chosen)))
+            now = {**as_settings(resolve(plan.config(run, chosen))), "threads": plan.threads}
             changed = [] if before is None else _differences(before, now)
             if changed:
                 raise ConfigError(
@@ -250,10 +254,32 @@ class StudyFolder:
 
     def _settings_of(self, run: Run) -> Mapping[str, Any] | None:
         if self.is_finished(run):
-            told: Mapping[str, Any] = self.result(run).told["settings"]
-            return told
+            told = self.result(run).told
+            return {**told["settings"], "threads": told["machine"]["threads"]}
         work = RunFolder(self.work(run))
-        return as_settings(work.config()) if (work.path / "config.toml").is_file() else None
+        if not (work.path / "config.toml").is_file():
+            return None
+        return {**as_settings(work.config()), "threads": work.environment()["threads"]}
+
+    def refuse_other_data(self, plan: Plan, index: Index) -> None:
+        """Makes sure that finished runs had the cases, flags and parts that others are going to have.
+
+        Raises:
+            ConfigError: They had not.
+        """
+        known: dict[tuple[str | None, int], object] = {}
+        for run in plan.runs():
+            if not self.is_finished(run):
+                continue
+            config = plan.config(run)
+            split = (config.data.unseen_site, config.data.fold)
+            if split not in known:
+                known[split] = describe_cases(index, split_of(config, index, None))["data"]
+            if self.result(run).told["data"] != known[split]:
+                raise ConfigError(
+                    f"{self.path}: the images, masks or flags in {index.folder} are not those that '{run.path}' was "
+                    "made with; restore the data, or start a new study with another --out"
+                )
 
     def _require_same_primary(self, told: Mapping[str, Any], primary: Primary, run: Run) -> None:
         if changed := _differences(told, described(primary)):

@@ -85,6 +85,7 @@ def run_study(
         if not resume and not folder.is_new:
             raise ConfigError(f"{out}: exists already; choose another --out, or go on with it by --resume")
         folder.refuse_other_plan(plan)
+        folder.refuse_other_data(plan, index)
         folder.begin(plan_file.read_text(encoding="utf-8-sig"))
         Board(plan, folder, str(index.folder), watch).get_through(jobs)
         write_table(plan, folder)
