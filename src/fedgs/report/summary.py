@@ -16,7 +16,9 @@ from fedgs.metrics.table import STRATA
 from fedgs.tables import read_csv
 
 __all__ = [
+    "ADAPTED_MARK",
     "PARTS",
+    "Adapted",
     "Checkpoint",
     "External",
     "Figure",
@@ -35,7 +37,12 @@ __all__ = [
 ]
 
 PARTS = ("test_in", "test_out", "external", "validation")
-"""Parts of the data that a run may have scores for."""
+"""Parts of the data that a run may have scores for, and which may stand side by side."""
+
+ADAPTED_MARK = (
+    "adapted: statistics re-estimated from the hospital's own unlabelled images; not comparable with the others"
+)
+"""What stands wherever adapted scores are shown."""
 
 _FORMAT = 1
 _T = TypeVar("_T")
@@ -158,7 +165,7 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """What the scores of the external part are of.
+    """What scores of external hospitals are of.
 
     Attributes:
         checkpoint: Name of the checkpoint.
@@ -169,6 +176,19 @@ class External:
     checkpoint: str
     round: int
     known_cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Scores of networks that were adapted to the hospital that they are scored on; not one of the `PARTS`.
+
+    Attributes:
+        of: What they are of.
+        scores: The scores.
+    """
+
+    of: External
+    scores: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +233,7 @@ class Run:
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
         external: What the external scores are of; None where there are none.
+        adapted: Scores of external hospitals after adapting to them, kept apart; None where there are none.
         explained: Figures of what the network looks at; None where there are none.
         split: Checksum of the split; equal for equal splits.
         config: The resolved settings, nested as in config.toml.
@@ -238,6 +259,7 @@ class Run:
     best: Checkpoint | None
     best_small: Checkpoint | None
     external: External | None
+    adapted: Adapted | None
     history: Sequence[Round]
     overlays: Sequence[Overlay]
     explained: Figures | None
@@ -288,6 +310,7 @@ def read_run(folder: Path) -> Run:
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
             external=_external(summary.get("external")),
+            adapted=_adapted(summary.get("adapted")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
             explained=read_figures(folder / "explain"),
@@ -380,6 +403,11 @@ def _external(content: Mapping[str, Any] | None) -> External | None:
     if content is None:
         return None
     return External(str(content["checkpoint"]), int(content["round"]), int(content["known_cases"]))
+
+
+def _adapted(content: Mapping[str, Any] | None) -> Adapted | None:
+    of = _external(content)
+    return None if content is None or of is None else Adapted(of, _part(content))
 
 
 def _history(path: Path, finished: int) -> tuple[Round, ...]:
