@@ -292,6 +292,24 @@ ROWS |= {
     f"part without any lesion: {part}": without_lesion(part) for part in ("train", "validation", "test_in", "test_out")
 }
 ROWS["part without any lesion: external"] = external_without_lesion
+
+
+def adapting_without_batch_norm(place: Place) -> None:
+    fedgs(*place.train("--model-option", "norm=instance"))
+    says = ["adapting re-estimates", "has none (instance and group norm keep no statistics)", "without adapting"]
+    refuses("evaluate", str(place.tmp / "out"), "--data", str(place.data), "--adapt", place=place, says=says)
+
+
+def adapting_to_a_single_value(place: Place) -> None:
+    fedgs(*place.train(size=16, model="unet_sdnet"))
+    lone = make_source(place.tmp / "lone", ["west"], ["n0"])
+    fedgs("evaluate", str(place.tmp / "out"), "--data", str(lone))
+    says = ["site 'west': of its single image", "give it another image", "without adapting"]
+    refuses("evaluate", str(place.tmp / "out"), "--data", str(lone), "--adapt", place=place, says=says)
+
+
+ROWS["adapting a network without batch norm"] = adapting_without_batch_norm
+ROWS["adapting to a single value"] = adapting_to_a_single_value
 ROWS["site without any lesion in training is said"] = site_without_lesion
 
 

@@ -155,6 +155,24 @@ def test_evaluate_adds_external_scores_and_repeating_replaces_them(finished: Pat
     fedgs("report", str(run))
 
 
+def test_adapted_scores_are_marked_wherever_they_are_shown(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = make_phantom(tmp_path / "other", 5, seed=1)
+    mark = "adapted: statistics re-estimated from the hospital's own unlabelled images; not comparable with the others"
+    plain = fedgs("evaluate", str(run), "--data", str(other), "--checkpoint", "last")
+    fedgs("report", str(run))
+    page = (run / "report.html").read_text()
+    assert "re-estimated" not in plain.stdout + page
+    done = fedgs("evaluate", str(run), "--data", str(other), "--checkpoint", "last", "--adapt")
+    assert mark in done.stdout.splitlines()
+    assert ", adapted: mean (images)" in done.stdout
+    assert ", external: mean (images)" not in done.stdout
+    assert read_scores(run / "scores.csv")["part"].value_counts()[["external", "adapted"]].tolist() == [15, 15]
+    fedgs("report", str(run))
+    assert mark.replace("'", "&#39;") in (run / "report.html").read_text()
+
+
 def test_evaluating_on_known_images_is_said(finished: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)

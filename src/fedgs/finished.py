@@ -16,6 +16,7 @@ from fedgs.data.lesions import SmallRule
 from fedgs.engine import State
 from fedgs.errors import CheckpointError, DataError, understood
 from fedgs.run_folder import RunFolder
+from fedgs.summary import ADDED
 
 __all__ = ["Finished", "read_finished"]
 
@@ -32,7 +33,7 @@ class Finished:
         channels: Channels of the images, which the network takes.
         cases: Those that it was trained or selected on, with the hashes of their images.
         size_quartiles: Areas that divide the lesions of its training images; None where they are not known.
-        known_cases: By the round that was scored, how many of each external site's images are among them.
+        known_cases: By added part and the round that was scored, how many of each site's images are among them.
     """
 
     folder: RunFolder
@@ -42,7 +43,7 @@ class Finished:
     channels: int
     cases: pd.DataFrame
     size_quartiles: tuple[float, ...] | None
-    known_cases: Mapping[int, Mapping[str, int]]
+    known_cases: Mapping[tuple[str, int], Mapping[str, int]]
 
     def network(self) -> Module:
         """Builds the run's network, whose weights are still to be loaded from `state`."""
@@ -83,7 +84,8 @@ def read_finished(folder: RunFolder, config: RunConfig, checkpoint: str) -> Fini
     split, state = folder.split(), folder.load(checkpoint)
     with understood(folder.path / "summary.json"):
         told = summary["round"] if checkpoint == "last" else summary[checkpoint]["round"]
-        external, quartiles = summary.get("external"), summary["data"].get("size_quartiles")
+        added = {part: summary[part] for part in ADDED if part in summary}
+        quartiles = summary["data"].get("size_quartiles")
         finished = Finished(
             folder=folder,
             config=config,
@@ -92,7 +94,7 @@ def read_finished(folder: RunFolder, config: RunConfig, checkpoint: str) -> Fini
             channels=int(summary["data"]["channels"]),
             cases=split.loc[split["part"].isin(("train", "validation")), ["image_hash", "near_hash"]],
             size_quartiles=None if quartiles is None else tuple(float(area) for area in quartiles),
-            known_cases={external["round"]: external["known_cases_of_site"]} if external else {},
+            known_cases={(part, found["round"]): found["known_cases_of_site"] for part, found in added.items()},
         )
     if told != state.server.round:
         raise CheckpointError(

@@ -29,6 +29,7 @@ from fedgs.files import TEMPORARY_SUFFIX, append, copy_atomically, read_json, se
 from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import SCORE_COLUMNS, read_scores, summarise, without_empty_details
 from fedgs.spool import Spool
+from fedgs.summary import ADDED
 from fedgs.tables import as_csv, read_csv
 
 __all__ = ["CHECKPOINTS", "RunFolder", "describe_machine", "refuse_foreign"]
@@ -234,17 +235,20 @@ class RunFolder:
             self._scores[int(str(number)), str(part)] = group
 
     def keep_external(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Writes rows of hospitals that the run never knew, in place of those of the same site and round.
+        """Writes rows of hospitals that the run never knew, in place of those of the same part, site and round.
+
+        Args:
+            rows: Of one round and of one part, which is among `fedgs.summary.ADDED`.
 
         Returns:
-            All external rows of that round.
+            All rows of that part and round.
         """
         before = read_scores(self.path / "scores.csv")
-        external, number = before["part"] == "external", rows["round"].iloc[0]
-        replaced = external & (before["round"] == number) & before["site"].isin(rows["site"])
+        part, number = rows["part"].iloc[0], rows["round"].iloc[0]
+        replaced = (before["part"] == part) & (before["round"] == number) & before["site"].isin(rows["site"])
         scores: pd.DataFrame = pd.concat([before[~replaced], rows], ignore_index=True)
         write_atomically(self.path / "scores.csv", as_csv(scores))
-        of_round: pd.DataFrame = scores[(scores["part"] == "external") & (scores["round"] == number)]
+        of_round: pd.DataFrame = scores[(scores["part"] == part) & (scores["round"] == number)]
         return of_round
 
     def write_scores(self) -> pd.DataFrame:
@@ -257,7 +261,7 @@ class RunFolder:
     def require_unaltered(self) -> None:
         """Compares what a finished run holds with what its summary says.
 
-        Rows of external hospitals are left out: where an evaluation was killed they are newer.
+        Rows of external hospitals, adapted or not, are left out: where an evaluation was killed they are newer.
 
         Raises:
             CheckpointError: A file was altered.
@@ -278,7 +282,7 @@ class RunFolder:
 
     def _checksum_of_own_scores(self) -> str:
         scores = read_scores(self.path / "scores.csv")
-        own = without_empty_details(scores[scores["part"] != "external"])
+        own = without_empty_details(scores[~scores["part"].isin(ADDED)])
         return _hash(as_csv(own).encode())
 
     def spool(self) -> Spool:

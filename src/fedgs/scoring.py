@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch.nn import Module
 
+from fedgs.adaptation import re_estimate
 from fedgs.core import load
 from fedgs.data.index import Index
 from fedgs.engine import State
@@ -64,6 +65,7 @@ def score_state(
     *,
     part: str,
     by_others: bool = False,
+    adapt: bool = False,
     on_prediction: Callable[[Prediction, float], None] = lambda prediction, dice: None,
 ) -> pd.DataFrame:
     """Scores cases by a state: its shared tensors together with what the site of each case keeps.
@@ -76,19 +78,30 @@ def score_state(
         rows: Rows of the index's table.
         part: Name of the part that they are of.
         by_others: Where sites share nothing, score a site's cases by the networks of all other sites instead.
+        adapt: Re-estimate the statistics of batch normalisation from each site's images before they are scored.
         on_prediction: Told every prediction and its Dice.
 
     Returns:
         A row per case and network with the columns of scores.csv.
     """
     sites = index.table["site"].iloc[list(rows)]
-    groups = {str(site): own.index.tolist() for site, own in sites.groupby(sites)} if sites_keep(state) else {}
+    apart = adapt or sites_keep(state)
+    groups = {str(site): own.index.tolist() for site, own in sites.groupby(sites)} if apart else {}
     tables = []
     for site, of_site in (groups or {"": list(rows)}).items():
         for network, own in networks_for(state, "" if by_others else site).items():
             if by_others and network == site:
                 continue
             load(model, state.server, own)
+            if adapt:
+                re_estimate(
+                    model,
+                    index,
+                    of_site,
+                    batch_size=scorer.batch_size,
+                    device=scorer.device,
+                    autocast=scorer.autocast,
+                )
             scores = scorer.score(
                 model, index, of_site, part=part, number=state.server.round, on_prediction=on_prediction
             )

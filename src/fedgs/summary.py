@@ -12,13 +12,35 @@ from fedgs.metrics.catalogue import other_scores
 from fedgs.metrics.sizes import size_quartiles
 from fedgs.metrics.table import summarise
 
-__all__ = ["CROSS", "TESTS", "describe_data", "means_of_part", "means_of_round", "training_quartiles"]
+__all__ = [
+    "ADAPTED",
+    "ADDED",
+    "CROSS",
+    "EXTERNAL",
+    "TESTS",
+    "describe_data",
+    "means_of_part",
+    "means_of_round",
+    "training_quartiles",
+]
 
 TESTS = ("test_in", "test_out")
 """The parts that nothing is selected on."""
 
 CROSS = "cross"
 """Held-out images of a site, scored by the networks of all others, where sites share nothing."""
+
+EXTERNAL = "external"
+"""Images of hospitals that a finished run never knew."""
+
+ADAPTED = "adapted"
+"""The same after the statistics of batch normalisation were re-estimated from each hospital's own unlabelled images.
+
+It saw the images that it is scored on, so it must not be compared with any other part.
+"""
+
+ADDED = (EXTERNAL, ADAPTED)
+"""The parts that are added to a finished run, which therefore are not the run's own scores."""
 
 
 def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:

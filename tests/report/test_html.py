@@ -14,6 +14,7 @@ import pytest
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.files import sealed
 from fedgs.metrics.catalogue import METRICS
+from fedgs.metrics.table import STRATA
 from fedgs.report.html import write_report
 from fedgs.report.reading import read_run
 
@@ -96,6 +97,34 @@ def test_every_score_stands_there_with_its_count(page, pair):
                     more = f"<small>{beside} with a large one</small>" if beside else ""
                     assert f"<td>{shown}<small>n = {mean.n}</small>{more}</td>" in page
     assert "False alarm" in parsed.text
+
+
+def test_adapted_scores_stand_apart_and_change_nothing_else(build_run, tmp_path):
+    runs = [build_run(name, algorithm=name, rounds=2, overlays=False) for name in ("fedavg", "fedgs")]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        about = {"checkpoint": "best", "round": 1, "known_cases": 0, "known_cases_of_site": {}}
+        (run / "summary.json").write_text(json.dumps(sealed(summary | {"external": about | summary["test_in"]})))
+    before = write_report(runs, tmp_path / "before.html").read_text()
+
+    adapted = {name: {"mean": 0.4321, "n": 77} for name in STRATA}
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        about = {"checkpoint": "last", "round": 2, "known_cases": 3, "known_cases_of_site": {"New": 3}}
+        other = {"pooled": {"iou": {"mean": 0.4321, "n": 77}}, "sites": {}}
+        content = {**about, **adapted, "sites": {"New": adapted}, "other": other}
+        (run / "summary.json").write_text(json.dumps(sealed(summary | {"adapted": content})))
+    after = write_report(runs, tmp_path / "after.html").read_text()
+
+    (section,) = re.findall(r'<section id="adapted">.*?</section>\n\n', after, re.DOTALL)
+    (link,) = re.findall(r' *<li><a href="#adapted">.*?</li>\n', after)
+    assert after.replace(section, "").replace(link, "").split() == before.split()
+    text = Page(section).text
+    assert text.count("0.432") == 2 * 2 * 5  # runs, all and one hospital, strata of Dice
+    assert "New (adapted)" in text
+    assert "checkpoint last, round 2; 3 images known from training" in text
+    assert "statistics re-estimated from the hospital's own unlabelled images; not comparable with the others" in text
+    assert MINUS not in text  # no differences
 
 
 def test_scores_beside_dice_stand_there_with_their_counts_and_in_words(page, pair):

@@ -14,7 +14,7 @@ from fedgs.files import sealed
 from fedgs.metrics.table import STRATA, read_scores, summarise
 from fedgs.report.html import write_report
 from fedgs.report.reading import read_run
-from fedgs.report.records import External
+from fedgs.report.records import Adapted, External
 
 
 def test_a_run_is_read_as_it_was_written(pair):
@@ -79,6 +79,17 @@ def test_external_scores_are_read_where_there_are_some(build_run):
     assert run.external == External("best", 1, 3)
     page = write_report([folder], folder / "report.html").read_text()
     assert "checkpoint best, round 1; 3 images known from training" in page
+
+
+def test_adapted_scores_are_no_part_like_the_others(build_run):
+    folder = build_run("run", rounds=1, overlays=False)
+    assert read_run(folder).adapted is None
+    summary, before = json.loads((folder / "summary.json").read_text()), read_run(folder).parts
+    about = {"checkpoint": "best", "round": 1, "known_cases": 3, "known_cases_of_site": {}}
+    (folder / "summary.json").write_text(json.dumps(sealed(summary | {"adapted": about | summary["test_out"]})))
+    run = read_run(folder)
+    assert run.adapted == Adapted(External("best", 1, 3), before["test_out"])
+    assert (run.parts, run.external) == (before, None)
 
 
 def test_names_that_look_like_numbers_or_nothing_stay_names(build_run):

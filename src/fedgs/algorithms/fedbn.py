@@ -10,7 +10,7 @@ from fedgs.core import Algorithm
 from fedgs.errors import ConfigError
 from fedgs.tensors import buffers_of, unwrap, weights_of
 
-__all__ = ["fedbn", "silobn"]
+__all__ = ["batch_norms_of", "fedbn", "silobn"]
 
 
 def fedbn(inner: Algorithm | None = None) -> Algorithm:
@@ -59,8 +59,13 @@ def silobn(inner: Algorithm | None = None) -> Algorithm:
     )
 
 
+def batch_norms_of(model: Module) -> dict[str, _BatchNorm]:
+    """Gives the layers of a model that are batch normalisation, by name; instance and group norm are not."""
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, _BatchNorm)}
+
+
 def _of_norms(model: Module, algorithm: str, names: set[str]) -> set[str]:
-    layers = tuple(f"{name}." for name, module in unwrap(model).named_modules() if isinstance(module, _BatchNorm))
+    layers = tuple(f"{name}." for name in batch_norms_of(model))
     kept = {name for name in names if name.startswith(layers)}
     if not kept:
         raise ConfigError(

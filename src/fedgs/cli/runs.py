@@ -20,10 +20,16 @@ from fedgs.errors import ConfigError
 @click.option("--adapter", help="Layout of the folder: folder, phantom or polypgen; guessed when left out.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, best_small or last.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; need not be that of the run.")
-def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device: str) -> None:
+@click.option(
+    "--adapt",
+    is_flag=True,
+    help="First re-estimate batch statistics from each hospital's images; kept apart, as adapted.",
+)
+def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device: str, adapt: bool) -> None:
     """Score the run in RUN on other hospitals; adds to its scores.csv."""
     from fedgs import external
     from fedgs.events import Scoring
+    from fedgs.report.records import ADAPTED_MARK
     from fedgs.report.tables import part_table
 
     console = make_console()
@@ -34,13 +40,17 @@ def evaluate(run: Path, data: Path, adapter: str | None, checkpoint: str, device
             adapter=adapter,
             checkpoint=checkpoint,
             device=device,
+            adapt=adapt,
             on_indexing=on_indexing,
             listeners=[lambda event: on_scoring(event.done, event.cases) if isinstance(event, Scoring) else None],
         )
+    part = "adapted" if adapt else "external"
     print_table(
         console,
-        part_table(f"{run.resolve().name}, checkpoint {checkpoint} (round {result['round']}), external", result),
+        part_table(f"{run.resolve().name}, checkpoint {checkpoint} (round {result['round']}), {part}", result),
     )
+    if adapt:
+        click.echo(ADAPTED_MARK)
     if result["known_cases"]:
         found = f"{result['known_cases']} of these images, or near duplicates of them, were trained or selected on."
         click.echo(f"Careful: {found}")

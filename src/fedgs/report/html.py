@@ -14,7 +14,7 @@ from fedgs.files import write_atomically
 from fedgs.metrics.catalogue import METRICS, Metric
 from fedgs.report import comparison, provenance
 from fedgs.report.reading import read_figures, read_run
-from fedgs.report.records import External, Mean, Part, Run, Scores, SmallRule
+from fedgs.report.records import ADAPTED_MARK, External, Mean, Part, Run, Scores, SmallRule
 
 __all__ = ["write_explanation", "write_report"]
 
@@ -151,6 +151,8 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "parts": _parts(named),
         "others": _others(named),
         "hospitals": _hospitals(named),
+        "adapted": _adapted(named),
+        "adapted_mark": ADAPTED_MARK,
         "federated": comparison.federated(runs),
         "crossed": {label: run.crossed for label, run in named.items() if run.crossed},
         "etas": _etas(named),
@@ -230,6 +232,20 @@ def _hospitals(named: Mapping[str, Run]) -> list[Group]:
         for site in sorted({site for scores in tested.values() for site in scores.sites}):
             rows = [(label, scores.sites[site]) for label, scores in tested.items() if site in scores.sites]
             groups.append(Group(site, _CODES[part], "", rows))
+    return groups
+
+
+def _adapted(named: Mapping[str, Run]) -> list[Group]:
+    """Gives the scores of adapted networks, which stand in no other table; without differences between runs."""
+    found = {label: run.adapted for label, run in named.items() if run.adapted}
+    if not found:
+        return []
+    remark = _external_in_words([each.of for each in found.values()])
+    rows = [(label, each.scores.pooled) for label, each in found.items()]
+    groups = [Group("All external hospitals", "adapted", remark, rows)]
+    for site in sorted({site for each in found.values() for site in each.scores.sites}):
+        rows = [(label, each.scores.sites[site]) for label, each in found.items() if site in each.scores.sites]
+        groups.append(Group(site, "adapted", "", rows))
     return groups
 
 

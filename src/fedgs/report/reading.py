@@ -14,6 +14,7 @@ from fedgs.files import require_intact
 from fedgs.metrics.table import STRATA
 from fedgs.report.records import (
     PARTS,
+    Adapted,
     Checkpoint,
     External,
     Figure,
@@ -71,6 +72,7 @@ def read_run(folder: Path) -> Run:
             best=_checkpoint(summary.get("best")),
             best_small=_checkpoint(summary.get("best_small")),
             external=_external(summary.get("external")),
+            adapted=_adapted(summary.get("adapted")),
             history=_history(folder / "rounds.jsonl", int(summary["rounds"])),
             overlays=_overlays(folder / "overlays"),
             explained=read_figures(folder / "explain"),
@@ -163,6 +165,11 @@ def _external(content: Mapping[str, Any] | None) -> External | None:
     if content is None:
         return None
     return External(str(content["checkpoint"]), int(content["round"]), int(content["known_cases"]))
+
+
+def _adapted(content: Mapping[str, Any] | None) -> Adapted | None:
+    of = _external(content)
+    return None if content is None or of is None else Adapted(of, _part(content))
 
 
 def _history(path: Path, finished: int) -> tuple[Round, ...]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "ADAPTED_MARK",
     "PARTS",
+    "Adapted",
     "Checkpoint",
     "External",
     "Figure",
@@ -25,7 +27,12 @@ __all__ = [
 ]
 
 PARTS = ("test_in", "test_out", "external", "validation")
-"""Parts of the data that a run may have scores for."""
+"""Parts of the data that a run may have scores for, and which may stand side by side."""
+
+ADAPTED_MARK = (
+    "adapted: statistics re-estimated from the hospital's own unlabelled images; not comparable with the others"
+)
+"""What stands wherever adapted scores are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """What the scores of the external part are of.
+    """What scores of external hospitals are of.
 
     Attributes:
         checkpoint: Name of the checkpoint.
@@ -160,6 +167,19 @@ class External:
     checkpoint: str
     round: int
     known_cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Scores of networks that were adapted to the hospital that they are scored on; not one of the `PARTS`.
+
+    Attributes:
+        of: What they are of.
+        scores: The scores.
+    """
+
+    of: External
+    scores: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +224,7 @@ class Run:
         best: Round with the best validation Dice over all images.
         best_small: Likewise for small lesions; None where validation has none.
         external: What the external scores are of; None where there are none.
+        adapted: Scores of external hospitals after adapting to them, kept apart; None where there are none.
         explained: Figures of what the network looks at; None where there are none.
         split: Checksum of the split; equal for equal splits.
         config: The resolved settings, nested as in config.toml.
@@ -229,6 +250,7 @@ class Run:
     best: Checkpoint | None
     best_small: Checkpoint | None
     external: External | None
+    adapted: Adapted | None
     history: Sequence[Round]
     overlays: Sequence[Overlay]
     explained: Figures | None
