@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import tomli_w
 from PIL import Image
+from rich.console import Console
 
 from fedgs.data.index import open_data
 from fedgs.errors import CheckpointError, ConfigError
@@ -25,7 +27,7 @@ from fedgs.metrics.table import read_scores
 from fedgs.study.folder import StudyFolder
 from fedgs.study.plan import Cell, Trunk, read_plan
 from fedgs.study.runner import Status, run_study
-from fedgs.study.table import cells_table, gain
+from fedgs.study.table import cells_table, gain, overview
 from runs import command, environment, fedgs, make_phantom
 
 PLAN: dict[str, Any] = {
@@ -178,6 +180,21 @@ def test_the_table_has_a_row_per_cell(finished: Path) -> None:
     assert table["converged"].tolist() == ["", "", ""]  # two and two rounds tell nothing
     summary = read_json(finished / CELL / "summary.json")
     assert float(table["test_out_dice_n"][1]) == summary["test_out"]["dice_n"]["mean"]
+
+
+def test_the_overview_tells_how_many_images_of_dice_s_hold_a_large_lesion(finished: Path) -> None:
+    plan, folder = read_plan(finished / "plan.toml"), StudyFolder(finished)
+    console = Console(width=400, record=True, file=io.StringIO())
+    for table in overview(plan, cells_table(plan, folder)):
+        console.print(table)
+    text = console.export_text()
+    summaries = [folder.result(cell).summary["test_out"] for cell in plan.cells()]
+    small, tiny = (summaries[0][name]["n"] for name in ("dice_s", "dice_t"))
+    assert small > 0
+    row = next(line for line in text.splitlines() if line.strip().startswith("fedavg-published"))
+    assert f"{summaries[0]['dice_s']['mean']:.3f} ({small}/{small - tiny})" in row
+    assert f"{summaries[0]['dice_n']['mean']:.3f} ({summaries[0]['dice_n']['n']})" in row
+    assert "judged by Dice-T" in text
 
 
 def test_going_on_with_a_finished_study_changes_nothing(study: Path, data: Path) -> None:

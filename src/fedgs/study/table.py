@@ -120,14 +120,15 @@ def overview(plan: Plan, cells: pd.DataFrame) -> Iterator[Table]:
         plan: The plan.
         cells: As `cells_table` gives them.
     """
-    title = f"{plan.name}: means over finished cells (images of all cells); judged by {plan.primary.outcome}"
-    table = Table(title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     shown = list(dict.fromkeys((plan.primary.outcome, "dice_s", "dice_n")))
+    remark = "; Dice-S: images / those of them that hold a large lesion too"
+    title = f"{plan.name}: mean over finished cells (images of all cells), judged by {_title(shown[0])}{remark}"
+    table = Table(title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("arm", "start", "cells", "tuned", "converged"):
         table.add_column(name, overflow="fold")
     for part in _PARTS:
         for outcome in shown:
-            table.add_column(f"{_PARTS[part]} {outcome}", justify="right", no_wrap=True)
+            table.add_column(f"{_PARTS[part]} {_title(outcome)}", justify="right", no_wrap=True)
     for (start, arm), rows in cells.groupby(["start", "arm"], sort=False):
         finished = rows[rows["state"] == "finished"]
         unlucky = (rows["state"] == "failed").sum()
@@ -145,6 +146,14 @@ def overview(plan: Plan, cells: pd.DataFrame) -> Iterator[Table]:
         yield reasons
 
 
+def _title(outcome: str) -> str:
+    return f"Dice-{outcome[-1].upper()}" if "_" in outcome else "Dice all"
+
+
 def _mean(cells: pd.DataFrame, column: str) -> str:
     known = cells[cells[column].notna()]
-    return f"{known[column].mean():.3f} ({known[column + '_n'].sum()})" if len(known) else "- (0)"
+    if not len(known):
+        return "- (0)"
+    images = int(known[column + "_n"].sum())
+    beside = images - int(known[column.replace("dice_s", "dice_t") + "_n"].sum())
+    return f"{known[column].mean():.3f} ({images}{f'/{beside}' if column.endswith('dice_s') else ''})"
