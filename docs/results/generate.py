@@ -163,7 +163,7 @@ def trials(groups: Mapping[str, Path]) -> str:
     """Of searches of a study, a row per trial: validation Dice-N, mean over the last quarter of the rounds."""
     body = []
     for group in groups.values():
-        for path in sorted(group.iterdir(), key=lambda path: float(path.name.partition("=")[2])):
+        for path in sorted(group.iterdir()):
             records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
             curve = [record["validation"]["dice_n"]["mean"] for record in records]
             quarter = curve[-(len(curve) // 4) :]
