@@ -8,6 +8,7 @@ from typing import Protocol
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from fedgs.progress import duration
@@ -39,6 +40,11 @@ def _summary(status: Status) -> str:
     return f"{status.finished} of {status.runs} runs finished{failed}{left}"
 
 
+def _short(path: str) -> str:
+    """A run in few words, what tells it from its neighbours first."""
+    return " ".join(reversed(path.split("/")[-2:]))
+
+
 class _StudyLines:
     """A line when a run ends, and one every half minute."""
 
@@ -53,7 +59,7 @@ class _StudyLines:
         self._ended, self._last = ended, time.monotonic()
         self._print(_summary(status))
         for path, told in status.running.items():
-            self._print(f"  {path}  {told}")
+            self._print(f"  {_short(path)}  {told}")
 
     def close(self) -> None:
         """Nothing is left to be done."""
@@ -73,9 +79,12 @@ class _LiveStudy:
         if not self._drawn:
             self._live.start()
             self._drawn = True
-        bar = ProgressBar(total=status.runs, completed=status.finished, width=40)
-        lines = [Text(f"{path}  {told}", no_wrap=True, overflow="ellipsis") for path, told in status.running.items()]
-        self._live.update(Group(Text(_summary(status)), bar, *lines))
+        head = Table.grid(padding=(0, 2))
+        head.add_row(Text(_summary(status)), ProgressBar(total=status.runs, completed=status.finished, width=20))
+        lines = Table.grid(padding=(0, 2))
+        for path, told in status.running.items():
+            lines.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in (_short(path), told)))
+        self._live.update(Group(head, lines))
 
     def close(self) -> None:
         """Leaves the terminal as it was found."""

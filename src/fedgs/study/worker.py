@@ -95,5 +95,6 @@ class _Teller:
     def __call__(self, event: Event) -> None:
         self._clock(event)
         if time.monotonic() - self._last > _TELL_EVERY_S:
-            self._tell(Progressed(self._clock.done, self._clock.status()))
+            clock = self._clock
+            self._tell(Progressed(clock.done, f"round {clock.round}/{clock.rounds}  {clock.status()}"))
             self._last = time.monotonic()
