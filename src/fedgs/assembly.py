@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict
 from inspect import signature
@@ -29,6 +30,7 @@ __all__ = [
     "build_network",
     "build_objective",
     "build_scorer",
+    "lr_of_round",
     "require_lesions",
     "require_sharing",
     "require_split",
@@ -122,6 +124,14 @@ def autocast_of(config: RunConfig) -> torch.dtype | None:
     return torch.bfloat16 if config.training.precision == "bf16" else None
 
 
+def lr_of_round(config: RunConfig, number: int) -> float:
+    """Gives the learning rate of the sites in a round, from 1 on: constant, or along half a cosine."""
+    training, rounds = config.training, config.federation.rounds
+    gone = (number - 1) / (rounds - 1) if rounds > 1 else 0.0
+    share = training.lr_last + (training.lr_first - training.lr_last) * (1 + math.cos(math.pi * gone)) / 2
+    return training.lr * share
+
+
 def build_algorithm(config: RunConfig, base: float) -> Algorithm:
     """Makes the algorithm of a run; ``base`` is that of the data.
 
@@ -132,7 +142,12 @@ def build_algorithm(config: RunConfig, base: float) -> Algorithm:
     style_from, share_style = options.pop("style_from", None), options.pop("share_style")
     objective = config.training.objective or models.entry(config.model.model)[0].objective
     per_image = objective in models.OBJECTIVES and models.OBJECTIVES[objective].per_image
-    known = {"base": base, "lr": config.training.lr, "per_image": per_image}
+    training = config.training
+    if options.get("server_momentum") and training.lr_first != training.lr_last:
+        raise ConfigError(
+            "server_momentum is made for one learning rate in all rounds; leave lr_first and lr_last equal"
+        )
+    known = {"base": base, "lr": lr_of_round(config, 1), "per_image": per_image}
     algorithm = algorithms.build(options.pop("algorithm"), known=known, **options)
     if style_from is None:
         return algorithm

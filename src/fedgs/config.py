@@ -123,6 +123,8 @@ class TrainingConfig:
     local_steps: int | None = _setting(None, "Optimizer steps per site and round, instead of epochs.")
     batch_size: int = _setting(4, "Images per optimizer step.")
     lr: float = _setting(1e-4, "Learning rate of AdamW.")
+    lr_first: float = _setting(1.0, "Learning rate of the first round, as a share of lr.")
+    lr_last: float = _setting(1.0, "The same of the last round; a cosine leads from one to the other.")
     weight_decay: float = _setting(0.01, "Decoupled weight decay of AdamW.")
     beta1: float = _setting(0.9, "First moment of AdamW, in [0, 1).")
     objective: str | None = _setting(
@@ -144,6 +146,8 @@ class TrainingConfig:
         _require(length is None or length >= 1, "local_epochs or local_steps", length, "at least 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _require(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
+        for name in ("lr_first", "lr_last"):
+            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "a finite number, 0 or above")
         _require(0 <= self.beta1 < 1, "beta1", self.beta1, "in [0, 1)")
         _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")

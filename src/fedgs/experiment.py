@@ -24,6 +24,7 @@ from fedgs.assembly import (
     build_network,
     build_objective,
     build_scorer,
+    lr_of_round,
     require_lesions,
     require_sharing,
     require_split,
@@ -256,7 +257,7 @@ class _Trial:
             objective=build_objective(self.config),
             optimizer=partial(
                 torch.optim.AdamW,
-                lr=training.lr,
+                lr=lr_of_round(self.config, number),
                 betas=(training.beta1, 0.999),
                 weight_decay=training.weight_decay,
                 fused=fused,
