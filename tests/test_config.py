@@ -3,10 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedgs.assembly import build_algorithm, lr_of_round
 from fedgs.config import RunConfig, configure, differences, read_config, settings, write_config
 from fedgs.errors import ConfigError
+from fedgs.experiment import train
 from fedgs.models import entry
+from fedgs.run_folder import RunFolder
+from runs import make_phantom, tiny_config
 
 
 def test_defaults_are_those_of_the_publication() -> None:
@@ -88,3 +93,34 @@ def test_a_bad_file_is_refused(content: str | None, says: str, tmp_path: Path) -
         path.write_text(content)
     with pytest.raises(ConfigError, match=says):
         read_config(path)
+
+
+def test_the_learning_rate_falls_along_a_cosine_and_is_constant_unless_asked() -> None:
+    config = configure(lr=2e-3, lr_first=0.5, lr_last=0.25, rounds=5)
+    rates = [lr_of_round(config, number) for number in range(1, 6)]
+    little = 0.25e-3 * (1 - 0.5**0.5)
+    assert rates == pytest.approx([1e-3, 1e-3 - little, 0.75e-3, 0.5e-3 + little, 0.5e-3])
+    assert {lr_of_round(configure(lr=1e-3, rounds=5), number) for number in range(1, 6)} == {1e-3}
+    assert lr_of_round(configure(lr=1e-3, lr_first=0.5, rounds=1), 1) == 0.5e-3
+
+
+def test_a_share_of_the_learning_rate_is_that_learning_rate(tmp_path: Path) -> None:
+    data = make_phantom(tmp_path / "phantom", 8)
+    for name, changes in (("whole", {"lr": 1e-3}), ("share", {"lr": 2e-3, "lr_first": 0.5, "lr_last": 0.5})):
+        train(tiny_config(data, rounds=2, local_steps=1, **changes), tmp_path / name)
+    whole, share = (RunFolder(tmp_path / name).load("last").server.weights for name in ("whole", "share"))
+    assert all(torch.equal(whole[name], share[name]) for name in whole)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", ["lr_first", "lr_last"])
+def test_a_share_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} must be in \(0, 1\]"):
+        configure(**{name: value})
+
+
+def test_server_momentum_needs_one_learning_rate() -> None:
+    config = configure(algorithm="fedgs", server_momentum=0.5, lr_last=0.5)
+    with pytest.raises(ConfigError, match="leave lr_first and lr_last equal"):
+        build_algorithm(config, base=100.0)
+    build_algorithm(configure(config, lr_first=0.5), base=100.0)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgs.errors import DataError
+from fedgs.evaluation import CALIBRATION_BAND, SURFACE_TOLERANCE
 from fedgs.metrics.case import detailed_scores
 from fedgs.metrics.catalogue import METRICS, other_scores
 from fedgs.metrics.functional import confusion, dice
@@ -145,6 +146,22 @@ def test_an_image_that_several_networks_marked_counts_once():
     assert found["iou"] == {"mean": 0.5, "n": 1}
     assert found["lesion_sensitivity_50"] == {"mean": 0.5, "n": 1}
     assert found["hd95_missed"]["mean"] == pytest.approx(DIAGONAL / 2)
+
+
+def test_what_one_of_several_networks_marked_has_a_mean_and_a_count():
+    seen, missed = DEGENERATE["one pixel in a lesion"], (EMPTY, DEGENERATE["one pixel in a lesion"][1])
+    rows = [row(0, *seen, network="A"), *(row(0, *missed, network=name) for name in "BCD")]
+    found = other_scores(table(rows))
+    for means in (found["pooled"], found["sites"]["C1"]):
+        assert means["hd95"] == {"mean": rows[0]["hd95"], "n": 1}
+        assert means["precision"]["n"] == 1
+        assert means["hd95_missed"]["n"] == 1
+
+
+def test_the_tolerances_in_words_are_those_that_are_scored_with():
+    about = {metric.name: metric.about for metric in METRICS}
+    assert f"within {SURFACE_TOLERANCE:g} pixels of 512 of" in about["surface_dice"]
+    assert f"within {CALIBRATION_BAND} pixels of 512 of" in about["ece"]
 
 
 def test_a_table_without_details_has_what_follows_from_its_pixels():

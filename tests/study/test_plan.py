@@ -88,8 +88,11 @@ def test_arms_of_one_network_share_a_trunk_that_draws_other_batches(tmp_path: Pa
 
 
 def test_cells_may_start_from_scratch_beside_those_from_a_trunk(tmp_path: Path) -> None:
-    plan = made(tmp_path, cells=[CELLS, CELLS | {"from_trunk": False}], trunk={"rounds": 7})
+    cells = [CELLS, CELLS | {"from_trunk": False}]
+    plan = made(tmp_path, cells=cells, trunk={"rounds": 7}, scratch={"rounds": 9}, settings={"rounds": 2})
     assert len({cell.path for cell in plan.cells()}) == len(plan.cells()) == 32
+    rounds = {(cell.trunk is None, plan.config(cell).federation.rounds) for cell in plan.cells()}
+    assert rounds == {(True, 9), (False, 2)}
 
 
 @pytest.mark.parametrize(

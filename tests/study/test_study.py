@@ -20,12 +20,13 @@ import tomli_w
 from PIL import Image
 from rich.console import Console
 
+from bad_places import start
 from fedgs.data.index import open_data
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.files import read_json, sealed
 from fedgs.metrics.table import read_scores
 from fedgs.study.folder import StudyFolder
-from fedgs.study.plan import Cell, Trunk, read_plan
+from fedgs.study.plan import OUTCOMES, Cell, Trunk, read_plan
 from fedgs.study.runner import Status, run_study
 from fedgs.study.table import cells_table, gain, overview
 from runs import command, environment, fedgs, make_phantom
@@ -179,7 +180,10 @@ def test_the_table_has_a_row_per_cell(finished: Path) -> None:
     assert table["start"].tolist() == ["trunk", "trunk", "scratch"]
     assert table["converged"].tolist() == ["", "", ""]  # two and two rounds tell nothing
     summary = read_json(finished / CELL / "summary.json")
-    assert float(table["test_out_dice_n"][1]) == summary["test_out"]["dice_n"]["mean"]
+    for outcome in OUTCOMES:
+        means = summary["test_out"][outcome]
+        assert table[f"test_out_{outcome}_images"][1] == means["n"]
+        assert float(table[f"test_out_{outcome}"][1]) == means["mean"]
 
 
 def test_the_overview_tells_how_many_images_of_dice_s_hold_a_large_lesion(finished: Path) -> None:
@@ -367,9 +371,7 @@ def test_a_killed_study_goes_on_to_the_same_results(finished: Path, data: Path, 
 def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     plan, out = written(tmp_path / "plan.toml"), tmp_path / "study"
     arguments = ["study", str(plan), "--data", str(data), "--out", str(out)]
-    process = subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*arguments)
     deadline = time.monotonic() + 200
     while not list(out.glob("work/tune/*/*/config.toml")):
         assert process.poll() is None
@@ -446,12 +448,14 @@ def test_a_dry_run_tells_the_grid_and_writes_nothing(data: Path, tmp_path: Path)
 def test_gain_tells_a_curve_that_rises_from_one_that_does_not() -> None:
     rounds = np.arange(40)
     rising, flat = 0.4 + 0.005 * rounds, 0.6 - 0.3 * np.exp(-rounds / 5)
-    assert gain(rising.tolist()) == pytest.approx(0.05)
+    assert gain(rising.tolist()) == pytest.approx(0.005 * 9)
     settled = gain(flat.tolist())
     assert settled is not None
-    within_the_last_quarter = flat[-1] - flat[-10]
-    assert 0 < within_the_last_quarter < settled < 0.01
-    assert gain([0.5] * 7) is None
+    assert 0 < settled < 0.01
+    assert gain([0.5] * 15) is None
+    noise = np.random.default_rng(0).normal(0, 0.01, (200, 148))
+    errors = np.array([gain((0.6 + row).tolist()) for row in noise])
+    assert errors.std() == pytest.approx(0.006, abs=0.001)
 
 
 def test_cells_are_judged_by_the_curve_of_trunk_and_baseline(study: Path) -> None:
@@ -459,7 +463,7 @@ def test_cells_are_judged_by_the_curve_of_trunk_and_baseline(study: Path) -> Non
         records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
         for record in records:
             record["validation"]["dice_n"]["mean"] = 0.5
-        lines = [json.dumps(record | {"round": number}) for number, record in enumerate(records * 2, 1)]
+        lines = [json.dumps(record | {"round": number}) for number, record in enumerate(records * 4, 1)]
         (path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
         import hashlib
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from fedgs.errors import DataError
@@ -88,7 +89,8 @@ def other_scores(scores: pd.DataFrame) -> dict[str, dict[str, object]]:
 
 def _mean(sums: pd.DataFrame) -> Mean:
     part, whole = float(sums["part"].sum()), float(sums["whole"].sum())
-    return Mean(mean=part / whole if whole else None, n=round(whole))
+    # What only some of the networks that scored an image have counts in part in the mean, but is there.
+    return Mean(mean=part / whole if whole else None, n=int(np.ceil(sums["whole"].astype(float)).sum()))
 
 
 def _require_possible(table: pd.DataFrame) -> None:
@@ -152,7 +154,7 @@ def _of_boundaries() -> Iterator[Metric]:
         yield Metric(
             f"{name}_missed", _BOUNDARIES, f"{title}, missed = diagonal", about, _LESION, "lower", *value, "px"
         )
-    about = "Share of both boundaries that lies within the tolerance of the other one."
+    about = "Share of both boundaries that lies within 3 pixels of 512 of the other one."
     value = _with_lesion(_column("surface_dice"))
     yield Metric("surface_dice", _BOUNDARIES, "Surface Dice", about, _LESION, "higher", *value)
 
@@ -191,8 +193,8 @@ def _sum(first: Column, *others: Column) -> Column:
 
 def _of_strata() -> Iterator[Metric]:
     about = (
-        "Expected calibration error near prediction and lesion: how far probabilities are from the share of lesion "
-        "that they promise."
+        "Expected calibration error within 16 pixels of 512 of prediction and lesion: how far probabilities are from "
+        "the share of lesion that they promise."
     )
     yield Metric("ece", _PIXELS, "Calibration error", about, _LESION, "lower", *_with_lesion(_column("ece")))
     about = "Share of the image that is marked although there is no lesion."

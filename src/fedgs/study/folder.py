@@ -254,8 +254,8 @@ class StudyFolder:
 
     def _settings_of(self, run: Run) -> Mapping[str, Any] | None:
         if self.is_finished(run):
-            told = self.result(run).told
-            return {**told["settings"], "threads": told["machine"]["threads"]}
+            told = self.result(run).told  # by an earlier version maybe, which knew fewer settings
+            return {**as_settings(configure(None, **told["settings"])), "threads": told["machine"]["threads"]}
         work = RunFolder(self.work(run))
         if not (work.path / "config.toml").is_file():
             return None

@@ -185,6 +185,7 @@ class Plan:
         arms: The ways to train, by name.
         blocks: The grids, in the order in which they are to run.
         trunk: Settings of the trunks, ``rounds`` among them; None where nothing branches.
+        scratch: Settings of the cells that start from random weights, beside those of all.
         tune: How settings are chosen; None where none are.
         threads: Cores of every run, since sums differ in the last digits by how many share them.
     """
@@ -195,6 +196,7 @@ class Plan:
     arms: Mapping[str, Arm]
     blocks: tuple[Block, ...]
     trunk: Mapping[str, Any] | None = None
+    scratch: Mapping[str, Any] = field(default_factory=dict)
     tune: Tune | None = None
     threads: int = 1
 
@@ -301,6 +303,7 @@ class Plan:
                 given |= {"unseen_site": run.unseen_site, "fold": run.fold, "seed": TRUNK_SEEDS + run.seed}
             case Cell():
                 given = {**self._settings_of(self.arms[run.arm]), **self._choice(run, chosen)}
+                given |= self.scratch if run.trunk is None else {}
                 given |= {"unseen_site": run.unseen_site, "fold": run.fold, "seed": run.seed}
         try:
             return configure(None, **given)
@@ -363,7 +366,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _plan_of(content: Mapping[str, Any], stem: str) -> Plan:
-    known = ("name", "threads", "primary", "settings", "arms", "cells", "trunk", "tune")
+    known = ("name", "threads", "primary", "settings", "arms", "cells", "trunk", "scratch", "tune")
     _require_known("table or key", content, known)
     for table in ("primary", "cells"):
         if table not in content:
@@ -385,6 +388,7 @@ def _plan_of(content: Mapping[str, Any], stem: str) -> Plan:
         arms=arms,
         blocks=made,
         trunk=_settings("trunk", content["trunk"], needed=("rounds",)) if "trunk" in content else None,
+        scratch=_settings("scratch", content.get("scratch", {})),
         tune=_tune(_table("tune", content["tune"])) if "tune" in content else None,
         threads=content.get("threads", 1),
     )

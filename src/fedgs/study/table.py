@@ -21,28 +21,31 @@ __all__ = ["CONVERGED_BELOW", "cells_table", "gain", "overview", "write_table"]
 CONVERGED_BELOW = 0.01
 """Gain in the baseline's validation Dice, of images with a lesion, from which on a run is not judged."""
 
+_FEWEST = 4
+
 _PARTS = {"test_out": "out-test", "test_in": "in-test"}
 
 
 def gain(curve: Sequence[float]) -> float | None:
-    """How much a validation curve still rises: mean of its last quarter less that of the quarter before.
+    """How much a validation curve rose over the last quarter of its rounds, along the line that fits them best.
 
-    Neighbouring rounds differ by chance more than a slow rise does, hence means. Where a curve flattens, this is more
-    than it rose within the last quarter, so what it calls converged is so by that measure too.
+    Neighbouring rounds differ by chance more than a slow rise does, hence a line rather than two rounds: with 37 rounds
+    in the quarter and 0.01 from round to round, its standard error is 0.006.
 
     Args:
         curve: Means after every round that was scored.
 
     Returns:
-        The gain; None for fewer than eight values, of which nothing can be said.
+        The gain; None for fewer than 16 values, of which nothing can be said.
 
-    >>> gain([0.0, 0.2, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5])
-    0.0
+    >>> round(gain([0.5] * 24 + [0.5 + 0.01 * number for number in range(8)]), 6)
+    0.07
     """
     quarter = len(curve) // 4
-    if quarter < 2:
+    if quarter < _FEWEST:
         return None
-    return float(np.mean(curve[-quarter:]) - np.mean(curve[-2 * quarter : -quarter]))
+    slope = np.polyfit(np.arange(quarter), curve[-quarter:], deg=1)[0]
+    return float(slope * (quarter - 1))
 
 
 def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
@@ -56,8 +59,8 @@ def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
         ``arm``, ``unseen_site`` (empty for none), ``fold``, ``seed``, ``start`` (trunk or scratch); ``state``
         (finished, failed, missing) and the ``reason`` of a failure; ``tuned``; ``gain``, see `gain`, of the validation
         Dice of the baseline it is compared with, over the rounds of the trunk and its own, and ``converged``, both
-        empty where that is not known; ``rounds``, ``minutes``; then, by part, means of `OUTCOMES` and their numbers of
-        images.
+        empty where that is not known; ``rounds``, ``minutes``; then, by part, means of `OUTCOMES`
+        and, as ``…_images``, of how many.
     """
     cells = plan.cells()
     results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
@@ -85,7 +88,7 @@ def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, ris
     for part in _PARTS:
         for outcome in OUTCOMES:
             mean = result.summary[part][outcome] if result else {"mean": None, "n": 0}
-            row |= {f"{part}_{outcome}": mean["mean"], f"{part}_{outcome}_n": mean["n"]}
+            row |= {f"{part}_{outcome}": mean["mean"], f"{part}_{outcome}_images": mean["n"]}
     return row
 
 
@@ -154,6 +157,6 @@ def _mean(cells: pd.DataFrame, column: str) -> str:
     known = cells[cells[column].notna()]
     if not len(known):
         return "- (0)"
-    images = int(known[column + "_n"].sum())
-    beside = images - int(known[column.replace("dice_s", "dice_t") + "_n"].sum())
+    images = int(known[column + "_images"].sum())
+    beside = images - int(known[column.replace("dice_s", "dice_t") + "_images"].sum())
     return f"{known[column].mean():.3f} ({images}{f'/{beside}' if column.endswith('dice_s') else ''})"
