@@ -329,6 +329,7 @@ def test_meaningful_combinations_train_and_do_not_depend_on_the_order_of_names(n
         ("fedbn+silobn", "keep their statistics"),
         ("ditto+fedbn", "has everything of its own already"),
         ("fedper+ditto", "has everything of its own already"),
+        ("weighted-loss+ditto", "would train by the loss as it is, without the weights"),
         ("local+fedbn", "share nothing"),
         ("fedprox+central", "all data are in one place"),
         ("fedprox+fedprox", "it is there already"),

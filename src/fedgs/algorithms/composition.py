@@ -49,6 +49,9 @@ EXCLUDES: Mapping[frozenset[str], str] = {
         frozenset({"personal", trait}): "the personal network of a hospital has everything of its own already"
         for trait in ("own norms", "own statistics", "own head")
     },
+    frozenset(
+        {"personal", "weighted loss"}
+    ): "the personal network would train by the loss as it is, without the weights",
     frozenset({"personal", "styles"}): "the personal network would train without the other hospitals' styles",
 }
 """Pairs of traits that do not go together, and why."""
