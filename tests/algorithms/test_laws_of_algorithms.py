@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def same(one, other):
     )
 
 
+def same_memories(one, other):
+    return one.keys() == other.keys() and all(
+        memory.keys() == other[name].keys()
+        and all(torch.equal(tensor, other[name][key]) for key, tensor in memory.items())
+        for name, memory in one.items()
+    )
+
+
 EQUAL = {"A": 4, "B": 4, "C": 4}
 
 
@@ -100,9 +109,49 @@ def test_fednova_with_equal_steps_is_what_it_extends(base):
     assert not same(after(fednova(base()))[0], after(base())[0])
 
 
-def test_the_first_round_of_scaffold_is_fedavg_where_examples_are_equal():
-    assert same(after(scaffold(), 1, steps=EQUAL)[0], after(fedavg(), 1, steps=EQUAL)[0])
-    assert not same(after(scaffold(), 2, steps=EQUAL)[0], after(fedavg(), 2, steps=EQUAL)[0])
+@pytest.mark.parametrize("base", [fedavg, fedavg_published, fedgs])
+def test_the_first_round_of_scaffold_is_what_it_extends_where_examples_and_steps_are_equal(base):
+    assert same(after(scaffold(base()), 1, steps=EQUAL)[0], after(base(), 1, steps=EQUAL)[0])
+    assert not same(after(scaffold(base()), 2, steps=EQUAL)[0], after(base(), 2, steps=EQUAL)[0])
+
+
+@pytest.mark.parametrize("base", [fedavg, fedavg_published, fedgs])
+def test_scaffold_weights_all_sites_alike_whatever_it_extends(base):
+    state, _, updates = after(scaffold(base()), 1)
+    for name, start in global_of(tiny()).weights.items():
+        mean = torch.stack([update.direction[name] for update in updates.values()]).mean(0)
+        torch.testing.assert_close(start - state.weights[name], mean, rtol=1e-4, atol=1e-6)
+    assert not same(state, after(base(), 1)[0])
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_alone_extends_mcmahans_fedavg(name):
+    alone, named, called = (
+        after(build(name, known={})),
+        after(build(f"fedavg+{name}", known={})),
+        after(EXTENSIONS[name]()),
+    )
+    assert same(alone[0], named[0])
+    assert same_memories(alone[1], named[1])
+    assert same(alone[0], called[0])
+    assert same_memories(alone[1], called[1])
+
+
+@pytest.mark.parametrize("base", [fedavg, fedgs])
+@pytest.mark.parametrize(("first", "second"), [*combinations(EXTENSIONS, 2)])
+def test_the_order_in_which_extensions_are_applied_changes_no_bit(first, second, base):
+    one, other = EXTENSIONS[first], EXTENSIONS[second]
+    try:
+        made = other(one(base()))
+    except ConfigError:  # which pairs these are is what the table of the documentation is tested for
+        with pytest.raises(ConfigError, match="cannot be combined"):
+            one(other(base()))
+        return
+    (state, memories, _), (again, remembered, _) = after(made), after(one(other(base())))
+    assert same(state, again)
+    assert same_memories(memories, remembered)
+    assert state.extra.keys() == again.extra.keys()
+    assert all(torch.equal(tensor, again.extra[name]) for name, tensor in state.extra.items())
 
 
 def test_without_a_pull_dittos_personal_networks_are_local_training():
@@ -191,14 +240,6 @@ def test_a_site_that_joins_starts_from_the_mean_of_those_that_were_in_before(mak
     own = networks_for(State(state, memories), "C")[""]
     assert own.keys() == kept.keys()
     assert all(torch.equal(starts[2, "C"][name], tensor) for name, tensor in own.items())
-
-
-def same_memories(one, other):
-    return one.keys() == other.keys() and all(
-        memory.keys() == other[name].keys()
-        and all(torch.equal(tensor, other[name][key]) for key, tensor in memory.items())
-        for name, memory in one.items()
-    )
 
 
 @pytest.mark.parametrize("make", KEEP.values(), ids=KEEP)

@@ -57,9 +57,9 @@ EXCLUDES: Mapping[frozenset[str], str] = {
 """Pairs of traits that do not go together, and why."""
 
 
-def plain(weight_by: str = "examples") -> Algorithm:
+def plain() -> Algorithm:
     """Makes what an extension extends unless told otherwise: McMahan's FedAvg, which then needs no mention by name."""
-    return replace(fedavg(weight_by), name="")
+    return replace(fedavg(), name="")
 
 
 def extended(
