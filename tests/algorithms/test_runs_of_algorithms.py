@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fedgs import configure
-from fedgs.algorithms import ALGORITHMS, EXTENSIONS
+from fedgs.algorithms import ALGORITHMS, EXTENSIONS, build
 from fedgs.errors import ConfigError
 from fedgs.events import Event, SiteFinished
 from fedgs.experiment import train
@@ -25,6 +26,18 @@ OPTIONS: dict[str, dict[str, Any]] = {"weighted-loss": {"normalised": True, "obj
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("data") / "phantom", 12)
+
+
+def can_be_built(name: str) -> bool:
+    try:
+        build(name, known={})
+    except ConfigError:
+        return False
+    return True
+
+
+PAIRS = [f"{one}+{other}" for one, other in combinations(("fedgs", *EXTENSIONS), 2) if can_be_built(f"{one}+{other}")]
+"""What the table of the documentation says yes to, with FedGS for all that scales."""
 
 
 def settings(data: Path, name: str) -> Any:
@@ -64,6 +77,15 @@ def test_it_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path
         for site in record["sites"].values():
             assert site["norm_ratio"] > 0
             assert -1 <= site["cosine"] <= 1 + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_can_be_put_together_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, algorithm=name, rounds=2, local_steps=1, fraction_of_sites=0.67)
+    train(config, tmp_path / "whole")
+    stopped_in(2, config, tmp_path / "stopped")
+    assert_same_bytes(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["fedbn", "silobn", "fedper", "ditto"])
