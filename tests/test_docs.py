@@ -289,3 +289,22 @@ def test_the_table_of_combinations_is_what_is_refused() -> None:
                         algorithms.build(f"{other}+{extension}", known={})
     extensions = [*algorithms.EXTENSIONS]
     assert seen == {frozenset({a, b}) for a in [*scaling, *extensions] for b in extensions if a != b}
+
+
+def test_the_algorithms_beside_the_table_go_with_what_the_page_says() -> None:
+    page = " ".join((REPOSITORY / "docs/explanation/algorithms.md").read_text().split())
+    told = page.partition("Of the others, ")[2].partition(", whose personal network")[0]
+    with_all, _, but = told.partition(" go with every extension; ")
+    but_name, but_extension = re.fullmatch("`(.*)` goes with all but `(.*)`", but).groups()
+    names = re.findall("`(.*?)`", with_all)
+    refused = {(but_name, but_extension)}
+    for name in (*names, but_name):
+        for extension in algorithms.EXTENSIONS:
+            if (name, extension) in refused:
+                with pytest.raises(ConfigError, match="cannot be combined"):
+                    algorithms.build(f"{name}+{extension}", known={})
+            else:
+                algorithms.build(f"{name}+{extension}", known={})
+    assert re.search("Nothing goes with `local`, .* or with `central`", page)
+    in_table = {name for name, make in algorithms.ALGORITHMS.items() if "scaled steps" in make().traits}
+    assert sorted([*names, but_name, "local", "central", *in_table]) == sorted(algorithms.ALGORITHMS)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgs.algorithms import fedavg, fedavg_published, fedgs, with_style_augmentation
+from fedgs.algorithms import fedavg, fedavg_published, fedbn, fedgs, with_style_augmentation
 from fedgs.algorithms.references import central, local
 from fedgs.algorithms.style_augmentation import partner_of
-from fedgs.core import Algorithm, Global, Site, global_of, run_round, train_locally
+from fedgs.core import Algorithm, Global, LocalRule, Site, global_of, run_round, train_locally
 from fedgs.data.case import Batch
 from fedgs.engine import State
 from fedgs.errors import ConfigError
@@ -132,6 +132,29 @@ def test_a_site_goes_on_from_its_own_parts() -> None:
     for entry, value in own_in(states[1].memories["B"]).items():
         if "running" not in entry and "num_batches" not in entry:  # these move with the first forward pass
             assert torch.equal(started[entry], value), entry
+
+
+def test_a_site_that_joins_gets_nothing_of_what_the_network_leaves_to_others() -> None:
+    model = network("sd_utnet")
+    kept, norms = parts_of_sites(model), fedbn(fedgs()).keeps(model)
+    initial = own_of(model, norms)
+    before = rounds(fedbn(fedgs()), model, names="AB", count=1)[1]
+    started: dict[str, Tensor] = {}
+
+    class Note(LocalRule):
+        def begin(self, *arguments: object) -> None:
+            started.update(own_of(model, norms))
+
+    joining = [replace(hospital("C", model, norms, 2), own=initial)]
+    run_round(replace(fedbn(fedgs()), local_rule=Note), model, before.server, joining, before.memories)
+    mean = networks_for(before, "C")[""]
+    shared_norms = norms - kept
+    assert shared_norms
+    assert kept < norms
+    assert all(torch.equal(started[name], initial[name]) for name in kept)
+    assert all(torch.equal(started[name], mean[name]) for name in shared_norms)
+    assert any(not torch.equal(mean[name], initial[name]) for name in shared_norms)
+    assert any(not torch.equal(mean[name], initial[name]) for name in kept)
 
 
 def test_local_is_training_alone() -> None:

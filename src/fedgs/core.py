@@ -15,7 +15,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedgs.errors import TrainingError
-from fedgs.own import memory_of, own_in, own_of, parts_of_sites, without_own
+from fedgs.own import memory_of, own_for, own_in, own_of, parts_of_sites, without_own
 from fedgs.tensors import Difference, Tensors, added, buffers_of, float_buffers_of, load_tensors_into, norms, weights_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Site:
         num_examples: Training cases of the site.
         objective: Output of the network and its batch -> named terms, whose sum is the loss.
         optimizer: Makes a fresh optimizer, so that its moments start from zero.
-        own: What it starts its first round with of all that the server does not send; later it is in its memory.
+        own: What it starts its first round with of all that the server does not send; later it is in its memory. In
+            `run_round` the mean of the other sites' comes before it.
         generator: Randomness for an algorithm's own use.
         seed: Of torch's own generator, which dropout and the like draw from; None leaves that as it is.
         autocast: Type of the activations; None computes everything in the type of the weights.
@@ -251,6 +252,10 @@ def run_round(
 ) -> tuple[Global, dict[str, Tensors]]:
     """Runs one round: the server's state goes to the sites, they train, their updates are aggregated.
 
+    A site that keeps something of the model and has none yet starts from the mean of what other sites had before this
+    round. It starts from `Site.own` where no site had any, where nothing is shared, and for the parts that the network
+    itself leaves to sites: those reach no other site.
+
     Args:
         algorithm: Both halves of what is done.
         model: A live network that the sites use in turn, overwritten.
@@ -265,9 +270,14 @@ def run_round(
     """
     updates: dict[str, Update] = {}
     remembered = dict(memories)
+    private = parts_of_sites(model)
     for site in sites:
         sent = algorithm.send(state, site.name)
-        update, memory = train_locally(model, algorithm.local_rule(), sent, memories.get(site.name, {}), site)
+        # Never of `remembered`: who joins must not see those that train before it in the same round.
+        known = own_for(site.name, memories) if state.weights else {}
+        own = {**site.own, **{name: tensor for name, tensor in known.items() if name not in private}}
+        begun = replace(site, own=own)
+        update, memory = train_locally(model, algorithm.local_rule(), sent, memories.get(site.name, {}), begun)
         updates[site.name] = hold(site, update)
         if memory:
             remembered[site.name] = memory

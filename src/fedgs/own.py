@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -11,6 +12,7 @@ from fedgs.tensors import Tensors, buffers_of, unwrap, weights_of
 
 __all__ = [
     "memory_of",
+    "own_for",
     "own_in",
     "own_of",
     "parts_of_sites",
@@ -44,6 +46,27 @@ def own_of(model: Module, kept: Collection[str]) -> dict[str, Tensor]:
 def own_in(memory: Tensors) -> dict[str, Tensor]:
     """Gives what a site keeps of its model, from its memory."""
     return {name.removeprefix(_OWN): tensor for name, tensor in memory.items() if name.startswith(_OWN)}
+
+
+def own_for(site: str, memories: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """Gives what is a site's own of the model: what it keeps, or, where it keeps nothing yet, the mean of the others'.
+
+    Args:
+        site: Name of the site, whether it was ever seen or not.
+        memories: What each site remembers.
+
+    Returns:
+        Tensors by name; of integers in a mean, those of the first site by name. Nothing where no site keeps anything.
+    """
+    if own := own_in(memories.get(site, {})):
+        return own
+    known = [own for name in sorted(memories) if (own := own_in(memories[name]))]
+    # On the CPU, since after a resumption some memories are there and others where the network is.
+    return {name: _mean([own[name].cpu() for own in known]) for name in (known[0] if known else ())}
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).mean(0) if tensors[0].is_floating_point() else tensors[0]
 
 
 def memory_of(own: Tensors) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-import torch
 from torch.nn import Module
 
 from fedgs.adaptation import re_estimate
@@ -13,7 +12,7 @@ from fedgs.core import load
 from fedgs.data.index import Index
 from fedgs.engine import State
 from fedgs.evaluation import Prediction, Scorer
-from fedgs.own import own_in, personal_in
+from fedgs.own import own_for, own_in, personal_in
 from fedgs.tensors import Tensors
 
 __all__ = ["networks_for", "score_state", "sites_keep"]
@@ -40,20 +39,10 @@ def networks_for(state: State, site: str) -> dict[str, Tensors]:
     """
     if personal := personal_in(state.memories.get(site, {})):
         return {"": personal}
+    if state.server.weights:
+        return {"": own_for(site, state.memories)}
     known: dict[str, Tensors] = {name: own for name in sorted(state.memories) if (own := own_in(state.memories[name]))}
-    if not state.server.weights:
-        return {site: known[site]} if site in known else known
-    if site in known or not known:
-        return {"": known.get(site, {})}
-    first, *others = known.values()
-    return {
-        "": {
-            name: torch.stack([tensor, *(own[name] for own in others)]).mean(0)
-            if tensor.is_floating_point()
-            else tensor
-            for name, tensor in first.items()
-        }
-    }
+    return {site: known[site]} if site in known else known
 
 
 def score_state(

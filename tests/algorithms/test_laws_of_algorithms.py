@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
@@ -30,9 +31,12 @@ from fedgs.algorithms import (
     silobn,
     weighted_loss,
 )
-from fedgs.core import global_of, run_round
+from fedgs.algorithms.composition import Around
+from fedgs.core import global_of, run_round, train_locally
+from fedgs.engine import State
 from fedgs.errors import ConfigError
 from fedgs.own import own_in, own_of, personal_in
+from fedgs.scoring import networks_for
 from fedgs.tensors import compare
 from nets import site, tiny
 
@@ -77,6 +81,14 @@ def same(one, other):
     )
 
 
+def same_memories(one, other):
+    return one.keys() == other.keys() and all(
+        memory.keys() == other[name].keys()
+        and all(torch.equal(tensor, other[name][key]) for key, tensor in memory.items())
+        for name, memory in one.items()
+    )
+
+
 EQUAL = {"A": 4, "B": 4, "C": 4}
 
 
@@ -97,9 +109,49 @@ def test_fednova_with_equal_steps_is_what_it_extends(base):
     assert not same(after(fednova(base()))[0], after(base())[0])
 
 
-def test_the_first_round_of_scaffold_is_fedavg_where_examples_are_equal():
-    assert same(after(scaffold(), 1, steps=EQUAL)[0], after(fedavg(), 1, steps=EQUAL)[0])
-    assert not same(after(scaffold(), 2, steps=EQUAL)[0], after(fedavg(), 2, steps=EQUAL)[0])
+@pytest.mark.parametrize("base", [fedavg, fedavg_published, fedgs])
+def test_the_first_round_of_scaffold_is_what_it_extends_where_examples_and_steps_are_equal(base):
+    assert same(after(scaffold(base()), 1, steps=EQUAL)[0], after(base(), 1, steps=EQUAL)[0])
+    assert not same(after(scaffold(base()), 2, steps=EQUAL)[0], after(base(), 2, steps=EQUAL)[0])
+
+
+@pytest.mark.parametrize("base", [fedavg, fedavg_published, fedgs])
+def test_scaffold_weights_all_sites_alike_whatever_it_extends(base):
+    state, _, updates = after(scaffold(base()), 1)
+    for name, start in global_of(tiny()).weights.items():
+        mean = torch.stack([update.direction[name] for update in updates.values()]).mean(0)
+        torch.testing.assert_close(start - state.weights[name], mean, rtol=1e-4, atol=1e-6)
+    assert not same(state, after(base(), 1)[0])
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_alone_extends_mcmahans_fedavg(name):
+    alone, named, called = (
+        after(build(name, known={})),
+        after(build(f"fedavg+{name}", known={})),
+        after(EXTENSIONS[name]()),
+    )
+    assert same(alone[0], named[0])
+    assert same_memories(alone[1], named[1])
+    assert same(alone[0], called[0])
+    assert same_memories(alone[1], called[1])
+
+
+@pytest.mark.parametrize("base", [fedavg, fedgs])
+@pytest.mark.parametrize(("first", "second"), [*combinations(EXTENSIONS, 2)])
+def test_the_order_in_which_extensions_are_applied_changes_no_bit(first, second, base):
+    one, other = EXTENSIONS[first], EXTENSIONS[second]
+    try:
+        made = other(one(base()))
+    except ConfigError:  # which pairs these are is what the table of the documentation is tested for
+        with pytest.raises(ConfigError, match="cannot be combined"):
+            one(other(base()))
+        return
+    (state, memories, _), (again, remembered, _) = after(made), after(one(other(base())))
+    assert same(state, again)
+    assert same_memories(memories, remembered)
+    assert state.extra.keys() == again.extra.keys()
+    assert all(torch.equal(tensor, again.extra[name]) for name, tensor in state.extra.items())
 
 
 def test_without_a_pull_dittos_personal_networks_are_local_training():
@@ -137,6 +189,84 @@ def test_fedper_keeps_the_head():
     assert "head.weight" not in state.weights
     with pytest.raises(ConfigError, match="unknown part of Tiny 'haed'; did you mean 'head'"):
         fedper(head="haed").keeps(tiny())
+
+
+class Seen(Around):
+    """Notes what a site's network holds when its training begins."""
+
+    def __init__(self, inner, starts):
+        super().__init__(inner)
+        self._starts = starts
+
+    def begin(self, model, optimizer, sent, memory, site):
+        self._starts[site.round, site.name] = own_of(model, model.state_dict().keys())
+        super().begin(model, optimizer, sent, memory, site)
+
+
+def in_turns(algorithm, turns, make=tiny, began=None):
+    """What every network began with, by round and site, and the states and memories before each round."""
+    model, starts = make(), {}
+    first = own_of(model, algorithm.keeps(model))
+    watched = replace(algorithm, local_rule=lambda: Seen(algorithm.local_rule(), starts))
+    state, memories = began or (algorithm.start(global_of(model, first.keys()), list("ABC")), {})
+    history = [(state, memories)]
+    for number, names in enumerate(turns, state.round + 1):
+        members = {at.name: replace(at, own=first) for at in sites(algorithm, make(), number)}
+        state, memories = run_round(watched, model, state, [members[name] for name in names], memories)
+        history.append((state, memories))
+    return starts, history
+
+
+KEEP = {"fedbn": fedbn, "silobn": silobn, "fedper": fedper, "fedgs+fedbn": lambda: fedbn(fedgs())}
+
+
+@pytest.mark.parametrize("make", KEEP.values(), ids=KEEP)
+def test_a_site_that_joins_starts_from_the_mean_of_those_that_were_in_before(make):
+    starts, history = in_turns(make(), ["AB", "ABC"])
+    kept = own_of(tiny(), make().keeps(tiny()))
+    state, memories = history[1]
+    a, b = own_in(memories["A"]), own_in(memories["B"])
+    for name, initial in kept.items():
+        assert torch.equal(starts[1, "A"][name], initial)
+        assert torch.equal(starts[1, "B"][name], initial)  # though A was trained before
+        assert torch.equal(starts[2, "A"][name], a[name])
+        joined = starts[2, "C"][name]
+        if initial.is_floating_point():
+            assert torch.equal(joined, torch.stack([a[name], b[name]]).mean(0))
+            assert not torch.equal(joined, initial)
+            assert not torch.equal(a[name], b[name])
+        else:
+            assert torch.equal(joined, a[name])
+    own = networks_for(State(state, memories), "C")[""]
+    assert own.keys() == kept.keys()
+    assert all(torch.equal(starts[2, "C"][name], tensor) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("make", KEEP.values(), ids=KEEP)
+def test_who_trains_first_in_a_round_and_where_a_run_was_cut_change_no_bit_of_a_site_that_joins(make):
+    _, history = in_turns(make(), ["A", "ABC", "BC"])
+    _, permuted = in_turns(make(), ["A", "CBA", "CB"])
+    _, resumed = in_turns(make(), ["ABC", "BC"], began=history[1])
+    for state, memories in (permuted[-1], resumed[-1]):
+        assert same(state, history[-1][0])
+        assert same_memories(memories, history[-1][1])
+
+
+def test_where_nothing_is_shared_or_a_network_is_personal_a_site_that_joins_starts_as_if_alone():
+    starts, _ = in_turns(local(), ["AB", "ABC"])
+    assert all(torch.equal(tensor, starts[2, "C"][name]) for name, tensor in starts[1, "A"].items())
+    starts, history = in_turns(ditto(ditto_lambda=0), ["AB", "ABC"])
+    assert not same(history[0][0], history[1][0])
+    for name, tensor in {**history[1][0].weights, **history[1][0].buffers}.items():
+        assert torch.equal(starts[2, "C"][name], tensor)
+    # Without a pull C's personal network is plain training from the shared one, which is C's half of FedAvg.
+    model = tiny()
+    member = next(at for at in sites(fedavg(), model, 2) if at.name == "C")
+    train_locally(model, fedavg().local_rule(), history[1][0], {}, member)
+    personal = personal_in(history[2][1]["C"])
+    trained = {**global_of(model).weights, **global_of(model).buffers}
+    assert personal.keys() == trained.keys()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in personal.items())
 
 
 def directions(algorithm, **options):
@@ -240,6 +370,7 @@ def test_meaningful_combinations_train_and_do_not_depend_on_the_order_of_names(n
         ("fedbn+silobn", "keep their statistics"),
         ("ditto+fedbn", "has everything of its own already"),
         ("fedper+ditto", "has everything of its own already"),
+        ("weighted-loss+ditto", "would train by the loss as it is, without the weights"),
         ("local+fedbn", "share nothing"),
         ("fedprox+central", "all data are in one place"),
         ("fedprox+fedprox", "it is there already"),

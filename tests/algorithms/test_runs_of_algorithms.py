@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fedgs import configure
-from fedgs.algorithms import ALGORITHMS, EXTENSIONS
+from fedgs.algorithms import ALGORITHMS, EXTENSIONS, build
 from fedgs.errors import ConfigError
 from fedgs.events import Event, SiteFinished
 from fedgs.experiment import train
@@ -27,9 +28,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("data") / "phantom", 12)
 
 
+def can_be_built(name: str) -> bool:
+    try:
+        build(name, known={})
+    except ConfigError:
+        return False
+    return True
+
+
+PAIRS = [f"{one}+{other}" for one, other in combinations(("fedgs", *EXTENSIONS), 2) if can_be_built(f"{one}+{other}")]
+"""What the table of the documentation says yes to, with FedGS for all that scales."""
+
+
 def settings(data: Path, name: str) -> Any:
     quick = {"rounds": 2, "local_steps": 2, "unseen_site": "Cedar"}
     return tiny_config(data, algorithm=name, **quick, **OPTIONS.get(name, {}))
+
+
+def stopped_in(number: int, config: Any, out: Path) -> None:
+    """Trains, stops when a site of a round has finished, and goes on to the end."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, SiteFinished) and event.round == number:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out, listeners=[stop])
+    train(config, out, resume=True)
+
+
+def assert_same_bytes(stopped: Path, whole: Path) -> None:
+    for file in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "scores.csv", "split.csv"):
+        assert (stopped / file).read_bytes() == (whole / file).read_bytes()
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -41,20 +71,34 @@ def test_it_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path
     config = settings(data, name)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(config, whole)
-
-    def stop(event: Event) -> None:
-        if isinstance(event, SiteFinished) and event.round == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, stopped, listeners=[stop])
-    train(config, stopped, resume=True)
-    for file in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "scores.csv", "split.csv"):
-        assert (stopped / file).read_bytes() == (whole / file).read_bytes()
+    stopped_in(2, config, stopped)
+    assert_same_bytes(stopped, whole)
     for record in records(whole):
         for site in record["sites"].values():
             assert site["norm_ratio"] > 0
             assert -1 <= site["cosine"] <= 1 + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_can_be_put_together_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, algorithm=name, rounds=2, local_steps=1, fraction_of_sites=0.67)
+    train(config, tmp_path / "whole")
+    stopped_in(2, config, tmp_path / "stopped")
+    assert_same_bytes(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["fedbn", "silobn", "fedper", "ditto"])
+def test_a_hospital_that_joins_while_a_run_goes_on_after_a_stop_changes_no_byte(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(data, algorithm=name, rounds=3, local_steps=2, fraction_of_sites=0.34)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    taking_part = [set(record["sites"]) for record in records(whole)]
+    assert taking_part[1] - taking_part[0]  # someone joins in the round that is stopped
+    stopped_in(2, config, stopped)
+    assert_same_bytes(stopped, whole)
 
 
 def test_the_mechanism_is_told(data: Path, tmp_path: Path) -> None:

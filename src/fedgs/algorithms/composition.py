@@ -49,14 +49,17 @@ EXCLUDES: Mapping[frozenset[str], str] = {
         frozenset({"personal", trait}): "the personal network of a hospital has everything of its own already"
         for trait in ("own norms", "own statistics", "own head")
     },
+    frozenset(
+        {"personal", "weighted loss"}
+    ): "the personal network would train by the loss as it is, without the weights",
     frozenset({"personal", "styles"}): "the personal network would train without the other hospitals' styles",
 }
 """Pairs of traits that do not go together, and why."""
 
 
-def plain(weight_by: str = "examples") -> Algorithm:
+def plain() -> Algorithm:
     """Makes what an extension extends unless told otherwise: McMahan's FedAvg, which then needs no mention by name."""
-    return replace(fedavg(weight_by), name="")
+    return replace(fedavg(), name="")
 
 
 def extended(

@@ -20,7 +20,7 @@ __all__ = ["WithPersonal", "ditto"]
 
 
 class WithPersonal(Around):
-    """Trains the shared network first, then the site's personal one on the same batches.
+    """Trains the shared network first, then the site's personal one on the same batches, by the site's objective alone.
 
     Args:
         inner: The rule around which this is.

@@ -17,8 +17,8 @@ def fedbn(inner: Algorithm | None = None) -> Algorithm:
     """Makes FedBN: every site keeps its batch normalisation, scale, shift and running statistics.
 
     It sends less than FedAvg. A site's images are scored by the shared network with the site's own layers. A hospital
-    that has none, since it joined later or was left out, gets the mean of the sites' layers. With an adaptive local
-    optimizer nothing changes: moments start anew in every round either way.
+    that has none, since it joins later or was left out, gets the mean of the sites' layers, for its images and to start
+    its training from. With an adaptive local optimizer nothing changes: moments start anew in every round either way.
 
     Args:
         inner: What is extended; McMahan's FedAvg unless given.

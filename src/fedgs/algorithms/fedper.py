@@ -15,8 +15,8 @@ __all__ = ["fedper"]
 def fedper(inner: Algorithm | None = None, *, head: str = "head") -> Algorithm:
     """Makes FedPer: every site keeps a part of the network, by default its head, and shares the rest.
 
-    It sends less than FedAvg. A hospital without a head of its own gets the mean of the sites' heads. What the local
-    optimizer is makes no difference.
+    It sends less than FedAvg. A hospital without a head of its own gets the mean of the sites' heads, for its images
+    and to start its training from. What the local optimizer is makes no difference.
 
     Args:
         inner: What is extended; McMahan's FedAvg unless given.

@@ -71,9 +71,11 @@ def scaffold(inner: Algorithm | None = None) -> Algorithm:
     of c_k to the server; both tell of a site's gradients. The c_k themselves stay at the sites. A site that is seen for
     the first time has c_k = 0; to an unseen hospital the server's weights apply.
 
+    Whatever is extended, the server's mean gives every site the same weight, as in the paper (with a server step of 1),
+    in place of examples or steps: c is such a mean, too, and by other weights the corrections c - c_k would not cancel.
+
     Args:
-        inner: What is extended; unless given, FedAvg with the same weight for every site, as in the paper (with a
-            server step of 1).
+        inner: What is extended; McMahan's FedAvg unless given.
 
     Raises:
         ConfigError: `inner` cannot be combined with it.
@@ -81,7 +83,7 @@ def scaffold(inner: Algorithm | None = None) -> Algorithm:
     Source: Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020,
     arXiv 1910.06378.
     """
-    base = inner or plain("sites")
+    base = inner or plain()
 
     def start(state: Global, sites: Collection[str]) -> Global:
         begun = base.start(state, sites)
@@ -94,7 +96,7 @@ def scaffold(inner: Algorithm | None = None) -> Algorithm:
         "control variates",
         name="scaffold",
         around=Corrected,
-        rule=lambda rule: replace(rule, after=(*rule.after, _move_control)),
+        rule=lambda rule: replace(rule, weighting="sites", after=(*rule.after, _move_control)),
         start=start,
     )
 

@@ -57,7 +57,7 @@ def weighted_loss(
     With an objective that is formed per image, each image has its weight; with one that takes a batch together, such as
     `dice_batch`, the batch has the mean of them, its eta. Kept as in FedAvg: batches, number of steps, that all steps
     count alike. Not kept: the loss, and so the local training. An adaptive local optimizer divides a constant factor
-    out again. It sends what FedAvg sends.
+    out again. It sends what FedAvg sends. `ditto` does not extend it: the personal network would not know the weights.
 
     Args:
         base: As for `fedgs`.
@@ -76,4 +76,4 @@ def weighted_loss(
         return 1 + 2 * torch.tensor(deltas, dtype=torch.float64)
 
     rule = partial(_Weighted, weights, per_image=per_image, normalised=normalised)
-    return replace(fedavg_published(), name="weighted-loss", local_rule=rule)
+    return replace(fedavg_published(), name="weighted-loss", local_rule=rule, traits=frozenset({"weighted loss"}))
