@@ -33,7 +33,6 @@ class _Track:
     start: Tensor | None = None
     total: Tensor | None = None
     decayed: float = 0.0  # share of `start` that decoupled decay has removed since: 1 - product of (1 - lambda)
-    decayed_in_round: float = 0.0  # the same since the round began
 
 
 class ScaledUpdate:
@@ -168,7 +167,6 @@ class ScaledUpdate:
             for group, parameter in track.members:
                 if id(parameter) in self._touched:
                     track.decayed += self._rates[group] * (1 - track.decayed)
-                    track.decayed_in_round += self._rates[group] * (1 - track.decayed_in_round)
         if self._exact or self._scale != 1:
             self._close_segment()
 
@@ -213,12 +211,16 @@ class ScaledUpdate:
         self._reset()
         return update
 
-    def decayed(self) -> dict[str, float]:
-        """Tells what share of a round's starting weights decoupled decay has removed so far, by name.
+    def decay_of_step(self) -> dict[str, float]:
+        """Tells what share of each weight decoupled decay takes in the step about to be taken, where it takes any.
 
-        ``(1 - share) * start - weights`` is the update with every scale 1, up to an error of ``share * |update|``.
+        Called after `before_step`; the share of the values as they are then is what the step does not count.
         """
-        return {name: track.decayed_in_round for name, track in self._tracks.items()}
+        kept = {
+            name: math.prod(1 - self._rates[group] for group, weight in track.members if id(weight) in self._touched)
+            for name, track in self._tracks.items()
+        }
+        return {name: 1 - share for name, share in kept.items() if share != 1}
 
     def _reset(self) -> None:
         self._steps, self._steps_of_segment, self._scales, self._decay = 0, 0, 0.0, 0.0
@@ -226,8 +228,7 @@ class ScaledUpdate:
         if self._moments is not None:
             self._moments.reset()
         for track in self._tracks.values():
-            track.start = track.total = None
-            track.decayed = track.decayed_in_round = 0.0
+            track.start, track.total, track.decayed = None, None, 0.0
 
     @torch.no_grad()
     def _open_segment(self, scale: float) -> None:

@@ -43,23 +43,21 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Difference(Mapping[str, Tensor]):
-    """``(1 - decayed) * before - after`` for every name of ``after``, in at least float32; formed when it is asked for.
+    """``before - after - less`` for every name of ``after``, in at least float32; formed when it is asked for.
 
     Args:
         before: Tensors by name.
         after: Likewise, of the same shapes.
-        decayed: Numbers by name, 0 where there is none.
+        less: Likewise, on the device of ``after``; nothing where a name is missing.
     """
 
-    def __init__(self, before: Tensors, after: Tensors, decayed: Mapping[str, float] = MappingProxyType({})) -> None:
-        self._before, self._after, self._decayed = before, after, decayed
+    def __init__(self, before: Tensors, after: Tensors, less: Tensors = MappingProxyType({})) -> None:
+        self._before, self._after, self._less = before, after, less
 
     def __getitem__(self, name: str) -> Tensor:
         after = self._after[name].detach()
         before = self._before[name].detach().to(after.device, wide(after.dtype))
-        decayed = self._decayed.get(name, 0.0)
-        # In this order: (1 - decayed) * before loses three digits in float32.
-        return before - after - decayed * before if decayed else before - after
+        return before - after - self._less[name] if name in self._less else before - after
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._after)

@@ -285,8 +285,54 @@ def test_matched_site_multiplies_by_the_mean_eta_of_the_site():
         assert eta > 1.05
         assert matched[name].metrics["mean_eta"] == pytest.approx(eta, rel=1e-12)
         assert_close(matched[name].direction, {n: eta * t for n, t in plain[name].direction.items()})
-        assert matched[name].metrics["norm_ratio"] == pytest.approx(eta, rel=5e-4)  # decay is taken out in closed form
+        assert matched[name].metrics["norm_ratio"] == pytest.approx(eta, rel=1e-6)
         assert matched[name].metrics["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+STRONG = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5)
+
+
+@pytest.mark.parametrize("make", [fedavg_published, matched_global, weighted_loss, matched_site])
+def test_a_direction_is_not_compared_with_one_that_has_decayed(make):
+    """Where steps count alike, lengths differ by the one factor and the angle is none, however strong the decay."""
+    for update in after(make(), 1, steps={"A": 100, "B": 30}, optimizer=STRONG)[2].values():
+        factor = update.metrics["mean_eta"] if make is matched_site else 1.0
+        assert update.metrics["norm_ratio"] == pytest.approx(factor, rel=5e-6)
+        assert update.metrics["cosine"] == pytest.approx(1, abs=2e-6)
+
+
+class _Recorded(torch.optim.AdamW):
+    """Notes the steps that it takes, less what decay takes, in the order of the parameters."""
+
+    def __init__(self, parameters, steps):
+        super().__init__(parameters, lr=1e-2, weight_decay=0.5)
+        self._taken = steps
+
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        moving = [p for p in group["params"] if p.grad is not None]
+        kept = [p.detach() * (1 - group["lr"] * group["weight_decay"]) for p in moving]
+        super().step(closure)
+        self._taken.append(torch.cat([(k - p.detach()).flatten() for k, p in zip(kept, moving, strict=True)]))
+
+
+@pytest.mark.parametrize("make", [fedgs, fedgs_gradient])
+def test_a_direction_is_compared_with_the_sum_of_the_steps(make, monkeypatch):
+    """Against brute force in float64."""
+    steps, algorithm = [], make()
+    monkeypatch.setattr("fedgs.scaled_update.decoupling", lambda *_: lambda group: True)
+    monkeypatch.setattr("fedgs.scaled_moments.kind_of", lambda _: "AdamW")
+    model = tiny(dtype=torch.float64)
+    given = site("A", steps=40, dtype=torch.float64, optimizer=partial(_Recorded, steps=steps))
+    update = train_locally(model, algorithm.local_rule(), global_of(model), {}, given)[0]
+    assert len(steps) == update.num_steps == 40
+    sent = torch.cat([update.direction[name].flatten() for name in update.direction if name != "unused"])
+    plain = torch.stack(steps).sum(0)
+    assert update.metrics["norm_ratio"] == pytest.approx(float(sent.norm() / plain.norm()), rel=1e-9)
+    assert update.metrics["norm_ratio"] > 1.01
+    expected = float(sent @ plain / (sent.norm() * plain.norm()))
+    assert update.metrics["cosine"] == pytest.approx(expected, rel=1e-9)
+    assert expected < 1 - 1e-6
 
 
 def test_matched_global_multiplies_by_the_mean_eta_of_the_round():

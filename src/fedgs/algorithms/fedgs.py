@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -23,7 +25,7 @@ from fedgs.errors import ConfigError
 from fedgs.scaled_moments import check_scaled
 from fedgs.scaled_update import ScaledUpdate
 from fedgs.scaling import check_difficulty, scale_of_batch
-from fedgs.tensors import Difference, Tensors, compare, weights_of
+from fedgs.tensors import Difference, Tensors, compare, weights_of, wide
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
@@ -47,12 +49,19 @@ class ScaledSteps(LocalRule):
 
     def begin(self, model: Module, optimizer: Optimizer, sent: Global, memory: Tensors, site: Site) -> None:
         """Starts counting from zero."""
-        self._start = sent.weights
+        self._start, self._decayed = sent.weights, dict[str, Tensor]()
+        self._live = {name: weight for name, weight in weights_of(model).items() if name in sent.weights}
         self._scaled = ScaledUpdate(model, optimizer, count_weight_decay=self._counts_decay, scale=self._scale)
 
     def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
-        """Remembers the weights."""
+        """Remembers the weights, and what of them decoupled decay is about to take."""
         self._scaled.before_step(self._eta(batch))
+        shares = self._scaled.decay_of_step()
+        for name in shares.keys() & self._live.keys():
+            weight = self._live[name].detach()
+            if name not in self._decayed:
+                self._decayed[name] = torch.zeros_like(weight, dtype=wide(weight.dtype))
+            self._decayed[name].add_(weight, alpha=shares[name])
 
     def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Adds the scaled step."""
@@ -63,8 +72,7 @@ class ScaledSteps(LocalRule):
 
         Metrics: `mean_eta`; `norm_ratio` and `cosine`, length and angle against the same direction with every eta 1.
         """
-        weights = {name: weight for name, weight in weights_of(model).items() if name in self._start}
-        unscaled = Difference(self._start, weights, self._scaled.decayed())
+        unscaled = Difference(self._start, self._live, self._decayed)
         scaled = self._scaled.finish(update.num_examples)
         ratio, cosine = compare(scaled.direction, unscaled)
         metrics = {**update.metrics, **scaled.metrics, "norm_ratio": ratio, "cosine": cosine}
