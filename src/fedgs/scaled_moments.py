@@ -87,11 +87,13 @@ class ScaledMoments:
         for parameter in parameters:
             state = self._optimizer.state.get(parameter, {})
             own = state.get(self._first)
-            before = None if own is None else own.detach().to(wide(parameter.dtype), copy=True)
             if (moment := self._moments.get(id(parameter))) is None:
-                value = None if before is None else before.clone()
+                value = None if own is None else own.detach().to(wide(parameter.dtype), copy=True)
                 moment = self._moments[id(parameter)] = _Moment(value, int(state.get("step", 0)))
-            moment.before = before
+            if own is None or moment.before is None:
+                moment.before = None if own is None else own.detach().to(wide(parameter.dtype), copy=True)
+            else:
+                moment.before.copy_(own)
 
     @torch.no_grad()
     def contribution(self, number: int, parameter: Parameter, scale: float) -> Tensor:
@@ -104,11 +106,13 @@ class ScaledMoments:
         """
         group, moment = self._optimizer.param_groups[number], self._moments[id(parameter)]
         state, kept = self._optimizer.state[parameter], _kept(group)
-        added = state[self._first].detach().to(wide(parameter.dtype))
-        if moment.before is not None:
-            added = torch.sub(added, moment.before, alpha=kept)
-            moment.before = None
-        added = scale * added
+        now = state[self._first].detach()
+        # In place: the memory that held the moment before is free now, and is filled anew before the next step.
+        added = (
+            scale * now.to(wide(now.dtype))
+            if moment.before is None
+            else moment.before.mul_(-kept).add_(now).mul_(scale)
+        )
         moment.value = added.clone() if moment.value is None else moment.value.mul_(kept).add_(added)
         moment.steps += 1
         return self._contribution(moment.value, added, moment.steps, group, state).mul_(self._lrs[number])
@@ -133,7 +137,7 @@ def _of_adam(value: Tensor, _: Tensor, steps: int, group: Group, state: Mapping[
 
 
 def _of_sgd(value: Tensor, added: Tensor, _: int, group: Group, __: Mapping[str, Any]) -> Tensor:
-    return added.add_(value, alpha=_kept(group)) if group["nesterov"] else value.clone()
+    return torch.add(added, value, alpha=_kept(group)) if group["nesterov"] else value.clone()
 
 
 _SGD = "momentum_buffer"
