@@ -30,6 +30,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd, momentum": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=0.1),
     "sgd, dampening": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, dampening=0.4),
     "sgd, nesterov": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True),
+    "sgd, nesterov, foreach": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True, foreach=True),
+    "sgd, nesterov, foreach, decay": partial(
+        torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True, foreach=True, maximize=True, weight_decay=0.1
+    ),
 }
 
 
@@ -118,6 +122,59 @@ def test_with_every_eta_1_it_is_fedgs_with_every_eta_1(name: str) -> None:
         found.append(counted.finish(1).direction)
     for entry, tensor in found[0].items():
         torch.testing.assert_close(found[1][entry], tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("after", ["set to None", "set to zero", "clipped before", "made in a closure"])
+def test_it_does_not_matter_when_gradients_come_and_go(name: str, after: str) -> None:
+    found = []
+    for way in ("step", after):
+        model = network()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        counted = ScaledUpdate(model, optimizer, scale="gradient")
+        for step, eta in enumerate(ETAS):
+            if way == "made in a closure":
+                counted.step(eta, closure=partial(clipped_at, model, step))
+                continue
+            gradients_at(model, step)
+            if way == "clipped before":
+                counted.before_step(eta)
+                clipped_at(model, step)
+                optimizer.step()
+                counted.after_step()
+                continue
+            if "in a closure" in after or "clipped" in after:
+                clipped_at(model, step)
+            if way == "step":
+                counted.step(eta)
+                continue
+            counted.before_step(eta)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=way == "set to None")
+            counted.after_step()
+        found.append(counted.finish(1).direction)
+    for entry, tensor in found[0].items():
+        assert float(tensor.abs().sum()) > 0
+        torch.testing.assert_close(found[1][entry], tensor, rtol=1e-12, atol=1e-14)
+
+
+def clipped_at(model: nn.Module, step: int) -> float:
+    gradients_at(model, step)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    return 0.0
+
+
+def test_sgd_with_and_without_momentum_is_refused() -> None:
+    model = network()
+    groups = [{"params": model[0].parameters(), "momentum": 0.9}, {"params": model[2].parameters()}]
+    with pytest.raises(ConfigError, match="which is 0 in a group of parameters; give every group momentum, or none"):
+        ScaledUpdate(model, torch.optim.SGD(groups, lr=1e-2), scale="gradient")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    counted = ScaledUpdate(model, optimizer, scale="gradient")
+    optimizer.param_groups[0]["momentum"] = 0.0
+    gradients_at(model, 0)
+    with pytest.raises(ConfigError, match="which is 0 in a group"):
+        counted.step(1.0)
 
 
 def test_local_training_stays_as_it_was() -> None:

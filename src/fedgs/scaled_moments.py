@@ -6,7 +6,11 @@ A finished step of Adam is mostly old momentum, so its scale belongs to earlier 
     G    = sum over s of  lr / (1 - beta1^s) * m'_s / (sqrt(v_s / (1 - beta2^s)) + eps)
 
 with the optimizer's own second moment v_s and its own count of steps s; g_s is the gradient as it enters the
-optimizer's first moment. m' begins every round as a copy of the optimizer's first moment. SGD with momentum likewise.
+optimizer's first moment. m' begins every round as a copy of the optimizer's first moment. SGD with momentum likewise;
+without momentum, a scaled gradient is a scaled step.
+
+What a gradient adds to a first moment is read off that moment before and after the step, m_s - beta1 * m_(s-1). So it
+does not matter when gradients are made, clipped or set to zero, nor that torch changes some in place.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class _Moment:
 
     value: Tensor | None
     steps: int
-    before: Tensor | None = None  # the parameter, where coupled decay makes it part of the gradient
+    before: Tensor | None = None  # the optimizer's own before the step; None where it has none yet
 
 
 class ScaledMoments:
@@ -49,7 +53,7 @@ class ScaledMoments:
         optimizer: Adam, AdamW or SGD of torch.optim, or a subclass that leaves ``step`` alone.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: It is another one, or momentum is 0 in a group of parameters.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -60,6 +64,7 @@ class ScaledMoments:
                 f"{', '.join(sorted(_RULES))}, not of {type(optimizer).__name__}; use one of these, or scale='steps'"
             )
         self._optimizer, (self._first, self._contribution) = optimizer, rule
+        self._require_momentum()
         self.reset()
 
     def reset(self) -> None:
@@ -68,21 +73,27 @@ class ScaledMoments:
         self._lrs: list[float] = []
 
     @torch.no_grad()
-    def before_step(self, members: Iterable[tuple[int, Parameter]]) -> None:
+    def before_step(self, parameters: Iterable[Parameter]) -> None:
         """Notes what the optimizer is about to overwrite.
 
         Args:
-            members: The parameters that may move, each after the number of its group.
+            parameters: Those that may move.
+
+        Raises:
+            ConfigError: Momentum has become 0 in a group of parameters.
         """
+        self._require_momentum()
         self._lrs = [float(group["lr"]) for group in self._optimizer.param_groups]
-        for number, parameter in members:
-            state, group = self._optimizer.state.get(parameter, {}), self._optimizer.param_groups[number]
+        for parameter in parameters:
+            state = self._optimizer.state.get(parameter, {})
+            own = state.get(self._first)
             if (moment := self._moments.get(id(parameter))) is None:
-                own = state.get(self._first)
                 value = None if own is None else own.detach().to(wide(parameter.dtype), copy=True)
                 moment = self._moments[id(parameter)] = _Moment(value, int(state.get("step", 0)))
-            if group.get("weight_decay", 0) and not group.get("decoupled_weight_decay", False):
-                moment.before = parameter.detach().clone()
+            if own is None or moment.before is None:
+                moment.before = None if own is None else own.detach().to(wide(parameter.dtype), copy=True)
+            else:
+                moment.before.copy_(own)
 
     @torch.no_grad()
     def contribution(self, number: int, parameter: Parameter, scale: float) -> Tensor:
@@ -93,45 +104,50 @@ class ScaledMoments:
             parameter: One that `before_step` was told of.
             scale: Of the step.
         """
-        assert parameter.grad is not None
         group, moment = self._optimizer.param_groups[number], self._moments[id(parameter)]
-        gradient = parameter.grad.detach().to(wide(parameter.dtype))
-        if group.get("maximize", False):
-            gradient = -gradient
-        if moment.before is not None:
-            gradient = gradient.add(moment.before, alpha=float(group["weight_decay"]))
-            moment.before = None
+        state, kept = self._optimizer.state[parameter], _kept(group)
+        now = state[self._first].detach()
+        # In place: the memory that held the moment before is free now, and is filled anew before the next step.
+        added = (
+            scale * now.to(wide(now.dtype))
+            if moment.before is None
+            else moment.before.mul_(-kept).add_(now).mul_(scale)
+        )
+        moment.value = added.clone() if moment.value is None else moment.value.mul_(kept).add_(added)
         moment.steps += 1
-        return self._contribution(moment, scale * gradient, group, self._lrs[number], self._optimizer.state[parameter])
+        return self._contribution(moment.value, added, moment.steps, group, state).mul_(self._lrs[number])
+
+    def _require_momentum(self) -> None:
+        if self._first == _SGD and not all(_kept(group) for group in self._optimizer.param_groups):
+            raise ConfigError(
+                "scale='gradient' reads gradients off SGD's momentum, which is 0 in a group of parameters; give every "
+                "group momentum, or none, for then a scaled gradient is a scaled step"
+            )
 
 
-def _of_adam(moment: _Moment, scaled: Tensor, group: Group, lr: float, state: Mapping[str, Any]) -> Tensor:
+def _kept(group: Group) -> float:
+    return float(group["betas"][0] if "betas" in group else group["momentum"])
+
+
+def _of_adam(value: Tensor, _: Tensor, steps: int, group: Group, state: Mapping[str, Any]) -> Tensor:
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    if moment.value is None:
-        moment.value = torch.zeros_like(scaled)
-    moment.value.lerp_(scaled, 1 - beta1)
     second = state["max_exp_avg_sq" if group.get("amsgrad", False) else "exp_avg_sq"]
-    length = second.to(scaled.dtype).sqrt().div_(math.sqrt(1 - beta2**moment.steps)).add_(float(group["eps"]))
-    return torch.div(moment.value, length).mul_(lr / (1 - beta1**moment.steps))
+    length = second.to(value.dtype).sqrt().div_(math.sqrt(1 - beta2**steps)).add_(float(group["eps"]))
+    return torch.div(value, length).div_(1 - beta1**steps)
 
 
-def _of_sgd(moment: _Moment, scaled: Tensor, group: Group, lr: float, _: Mapping[str, Any]) -> Tensor:
-    momentum = float(group["momentum"])
-    if not momentum:
-        return lr * scaled
-    if moment.value is None:
-        moment.value = scaled.clone()
-    else:
-        moment.value.mul_(momentum).add_(scaled, alpha=1 - float(group["dampening"]))
-    return lr * (scaled + momentum * moment.value if group["nesterov"] else moment.value)
+def _of_sgd(value: Tensor, added: Tensor, _: int, group: Group, __: Mapping[str, Any]) -> Tensor:
+    return torch.add(added, value, alpha=_kept(group)) if group["nesterov"] else value.clone()
 
 
-_Rule = tuple[str, Callable[[_Moment, Tensor, Group, float, Mapping[str, Any]], Tensor]]
+_SGD = "momentum_buffer"
+
+_Rule = tuple[str, Callable[[Tensor, Tensor, int, Group, Mapping[str, Any]], Tensor]]
 
 _RULES: Mapping[str, _Rule] = {
     "Adam": ("exp_avg", _of_adam),
     "AdamW": ("exp_avg", _of_adam),
-    "SGD": ("momentum_buffer", _of_sgd),
+    "SGD": (_SGD, _of_sgd),
 }
 """By the name of the optimizer: its first moment, and what a step contributes."""
 
@@ -143,7 +159,7 @@ def check_scaled(scale: str) -> None:
 
 
 def moments_for(optimizer: Optimizer, scale: str, *, plain: bool) -> ScaledMoments | None:
-    """Gives what scales gradients, or None where steps are scaled.
+    """Gives what scales gradients, or None where steps are scaled or it comes to the same, as for SGD without momentum.
 
     Args:
         optimizer: As for `ScaledMoments`.
@@ -161,4 +177,6 @@ def moments_for(optimizer: Optimizer, scale: str, *, plain: bool) -> ScaledMomen
             "scale='gradient' counts gradients step by step, so it goes neither with count_weight_decay=True nor with "
             "exact=False; leave these out"
         )
+    if kind_of(optimizer) == "SGD" and not any(_kept(group) for group in optimizer.param_groups):
+        return None
     return ScaledMoments(optimizer)

@@ -51,6 +51,7 @@ class ScaledUpdate:
 
     With ``scale="gradient"`` a scale belongs to what its batch's gradient contributes to the update, in this step and,
     through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; a step then takes twice the time.
+    SGD needs momentum in every group of parameters or in none; without, a scaled gradient is a scaled step.
 
     Args:
         model: The network, possibly wrapped in DistributedDataParallel or torch.compile.
@@ -153,7 +154,7 @@ class ScaledUpdate:
         self._decay += decay
         self._touched = self._with_gradient()
         if self._moments is not None:
-            self._moments.before_step(member for track in self._tracks.values() for member in track.members)
+            self._moments.before_step(p for track in self._tracks.values() for _, p in track.members)
 
     @torch.no_grad()
     def after_step(self, *, taken: bool = True) -> None:
