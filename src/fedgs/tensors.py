@@ -19,6 +19,7 @@ from fedgs.errors import ConfigError
 __all__ = [
     "Difference",
     "Tensors",
+    "accumulate",
     "added",
     "buffers_of",
     "compare",
@@ -64,6 +65,15 @@ class Difference(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._after)
+
+
+def accumulate(sums: dict[str, Tensor], tensors: Tensors, shares: Mapping[str, float]) -> None:
+    """Adds a share of each tensor that has one to the sum of its name, which starts from zero."""
+    for name in shares.keys() & tensors.keys():
+        tensor = tensors[name].detach()
+        if name not in sums:
+            sums[name] = torch.zeros_like(tensor, dtype=wide(tensor.dtype))
+        sums[name].add_(tensor, alpha=shares[name])
 
 
 def norms(tensors: Tensors) -> dict[str, float]:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -25,7 +24,7 @@ from fedgs.errors import ConfigError
 from fedgs.scaled_moments import check_scaled
 from fedgs.scaled_update import ScaledUpdate
 from fedgs.scaling import check_difficulty, scale_of_batch
-from fedgs.tensors import Difference, Tensors, compare, weights_of, wide
+from fedgs.tensors import Difference, Tensors, accumulate, compare, weights_of
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
@@ -56,12 +55,7 @@ class ScaledSteps(LocalRule):
     def before_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Remembers the weights, and what of them decoupled decay is about to take."""
         self._scaled.before_step(self._eta(batch))
-        shares = self._scaled.decay_of_step()
-        for name in shares.keys() & self._live.keys():
-            weight = self._live[name].detach()
-            if name not in self._decayed:
-                self._decayed[name] = torch.zeros_like(weight, dtype=wide(weight.dtype))
-            self._decayed[name].add_(weight, alpha=shares[name])
+        accumulate(self._decayed, self._live, self._scaled.decay_of_step())
 
     def after_step(self, model: Module, optimizer: Optimizer, batch: Batch) -> None:
         """Adds the scaled step."""
