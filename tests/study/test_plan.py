@@ -73,6 +73,7 @@ def test_arms_of_one_network_share_a_trunk_that_draws_other_batches(tmp_path: Pa
     runs = list(plan.runs())
     trunks = [run for run in runs if isinstance(run, Trunk)]
     assert len(trunks) == len({trunk.path for trunk in trunks}) == 2 * 8
+    assert trunks[1].path == "trunks/without-Alder-fold0-seed0,norm=batch"
     first = plan.cells()[:3]
     assert first[0].trunk == first[1].trunk != first[2].trunk
     for cell in plan.cells():
@@ -123,6 +124,8 @@ def test_cells_may_start_from_scratch_beside_those_from_a_trunk(tmp_path: Path) 
         ({"cells": [CELLS | {"from_trunk": "yes"}]}, "must be true or false"),
         ({"cells": [CELLS | {"from_trunk": True}]}, "need a table [trunk]"),
         ({"settings": {"learning_rate": 1.0}}, "unknown setting in [settings] 'learning_rate'"),
+        ({"settings": {"algorithm": "fedprox"}}, "'algorithm' cannot stand in [settings]"),
+        ({"trunk": {"algorithm": "fedgs", "rounds": 1}}, "'algorithm' cannot stand in [trunk]"),
         ({"settings": {"lr": "high"}}, "setting 'lr' must be float, got 'high'"),
         ({"settings": {"lr": -1.0}}, "lr must be a finite number above 0"),
         ({"settings": {"unseen_site": "Alder"}}, "'unseen_site' cannot stand in [settings]"),

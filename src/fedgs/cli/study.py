@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the study. [default: runs/NAME of the plan's file]"
 )
-@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, one per core for instance.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at a time, one per core for instance.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the study in --out; its plan may have grown, not changed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs with an estimate of their time, from a few measured steps."

@@ -29,7 +29,8 @@ from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import read_scores
 from fedgs.resume import describe_cases
 from fedgs.run_folder import RunFolder
-from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk
+from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk, read_plan
+from fedgs.summary import TESTS
 from fedgs.tables import as_csv
 
 __all__ = ["Result", "StudyFolder"]
@@ -72,6 +73,20 @@ class Result:
             CheckpointError: They were altered.
         """
         return read_scores(self._intact("scores.csv"))
+
+    def require_whole(self) -> None:
+        """Makes sure that all that a finished run consists of is there.
+
+        Raises:
+            CheckpointError: A file is missing or was altered.
+        """
+        for name in ("scores.csv", "rounds.jsonl"):
+            self._intact(name)
+        flagged = sum(self.summary[part]["dice_s"]["n"] for part in TESTS)
+        if "arm" in self.told and flagged and not (self.path / "masks" / "cases.csv").is_file():
+            raise CheckpointError(
+                f"{self.path}: its masks are missing; restore them from a copy, or run the cell again"
+            )
 
     def _intact(self, name: str) -> Path:
         path = self.path / name
@@ -206,6 +221,20 @@ class StudyFolder:
         self.work(run).mkdir(parents=True, exist_ok=True)
         write_atomically(self.work(run) / _ERROR, message)
 
+    def begun(self, run: Run) -> RunConfig | None:
+        """Settings of a run that is under way; None where it has not begun."""
+        work = RunFolder(self.work(run))
+        return work.config() if work.is_started else None
+
+    def weights_in_work(self, trunk: Trunk) -> str:
+        """Checksum of the weights of a trunk that is finished in `work`."""
+        return _hash_of(RunFolder(self.work(trunk)).checkpoint("last"))
+
+    def tidy(self, run: Run) -> None:
+        """Removes what a killed process left of a run that is finished."""
+        if self.work(run).exists():
+            shutil.rmtree(self.work(run))
+
     def forget_failure(self, run: Run) -> None:
         """Forgets why a run could not be finished, before it is tried again."""
         (self.work(run) / _ERROR).unlink(missing_ok=True)
@@ -237,15 +266,19 @@ class StudyFolder:
                 f"{self.path}: is the study of another plan: it has '{stranger}', which this plan has not. Choose "
                 "another --out, or take that run out of the folder if it shall not count"
             )
+        if runs.keys() & set(self.found()) and (self.path / "plan.toml").is_file():
+            before = described(read_plan(self.path / "plan.toml").primary)
+            self._require_same_primary(before, plan.primary, "it")
         for run in runs.values():
             if self.is_finished(run):
-                told = self.result(run).told
-                self._require_same_primary(told["primary"], plan.primary, run)
+                result = self.result(run)
+                result.require_whole()
+                self._require_same_primary(result.told["primary"], plan.primary, f"'{run.path}'")
             if (search := plan.search_of(run)) is not None and search not in chosen:
                 continue  # trials that were lost are made again, and compared after that
-            before = self._settings_of(run)
+            ran = self._settings_of(run)
             now = {**as_settings(resolve(plan.config(run, chosen))), "threads": plan.threads}
-            changed = [] if before is None else _differences(before, now)
+            changed = [] if ran is None else _differences(ran, now)
             if changed:
                 raise ConfigError(
                     f"{self.path}: is the study of another plan: in '{run.path}', {'; '.join(changed)}. Restore the "
@@ -281,10 +314,10 @@ class StudyFolder:
                     "made with; restore the data, or start a new study with another --out"
                 )
 
-    def _require_same_primary(self, told: Mapping[str, Any], primary: Primary, run: Run) -> None:
+    def _require_same_primary(self, told: Mapping[str, Any], primary: Primary, what: str) -> None:
         if changed := _differences(told, described(primary)):
             raise ConfigError(
-                f"{self.path}: '{run.path}' has been run for another primary outcome: {'; '.join(changed)}. What "
+                f"{self.path}: {what} has been run for another primary outcome: {'; '.join(changed)}. What "
                 "decides is declared before the first run; restore [primary], or start a new study with another --out"
             )
 

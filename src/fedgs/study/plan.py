@@ -326,7 +326,8 @@ class Plan:
             for name in ("model", "model_options")
             if name in own and own[name] != self.settings.get(name)
         }
-        label = {**differs, **differs.pop("model_options", {})}
+        options = differs.pop("model_options", {})
+        label = {**differs, **{name: options[name] for name in sorted(options)}}
         return Trunk(unseen_site, fold, seed, "".join(f",{name}={value}" for name, value in label.items()), arm)
 
 
@@ -458,6 +459,8 @@ def _settings(
     given = dict(_table(table, content))
     choices = [name for _, name, *_ in settings() if name not in _GIVEN_BY_THE_GRID or name in allowed]
     for name in given:
+        if name == "algorithm" and not table.startswith("arms."):
+            raise ConfigError(f"'algorithm' cannot stand in [{table}]: an arm has one, by its name or in [arms.NAME]")
         if name in _GIVEN_BY_THE_GRID and name not in allowed:
             raise ConfigError(f"'{name}' cannot stand in [{table}]: [[cells]] or the command gives it")
         if name not in choices:

@@ -178,13 +178,13 @@ class Board:
     def __post_init__(self) -> None:
         """Finds out what is finished already."""
         self._rounds = {run.path: self.plan.config(run).federation.rounds for run in self.plan.runs()}
-        self._finished = {run.path for run in self.plan.runs() if self.folder.is_finished(run)}
+        self._finished = {run.path for run in self.plan.runs() if self._is_done(run)}
 
     def get_through(self, jobs: int) -> None:
         """Finishes every run of the plan that is left, or finds out why not; so many at a time."""
         waiting = [run for run in self.plan.runs() if not self._is_done(run)]
-        for run in waiting:
-            self.folder.forget_failure(run)
+        for run in self.plan.runs():
+            (self.folder.forget_failure if run in waiting else self.folder.tidy)(run)
         try:
             while waiting or self._tasks:
                 while len(self._tasks) < jobs and (ready := self._next(waiting)) is not None:
@@ -226,7 +226,9 @@ class Board:
                 )
                 return
             trunk = self.folder.place(run.trunk).resolve()
-            config = configure(config, init_from=str(trunk), init_checkpoint="last")
+            begun = self.folder.begun(run)  # the folder may have moved since; a run that has begun needs no start
+            start = begun.model.init_from if begun else str(trunk)
+            config = configure(config, init_from=start, init_checkpoint="last")
         context = _processes()
         ours, theirs = context.Pipe(duplex=False)
         arguments = (config, self.folder.work(run), self.plan.threads, theirs)
@@ -263,15 +265,29 @@ class Board:
     def _end(self, task: _Task) -> None:
         code = task.process.exitcode
         match task.ended:
+            case Succeeded() if self._is_another_trunk(task.run):
+                self._fail(
+                    task.run,
+                    "was made again, on another machine or with another version, and differs from the one that its "
+                    "cells went on from. Restore that one's weights, or delete it and its cells to have all made again",
+                )
             case Succeeded():
                 self.folder.keep(task.run, resolve(task.config), self._about(task.run))
                 self._finished.add(task.run.path)
+                if isinstance(task.run, Trial):
+                    self.folder.refuse_other_plan(self.plan)  # what it chose may not be what was run before
             case Failed(message):
                 self._fail(task.run, message)
             case None:
                 killed = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
                 self._fail(task.run, f"its process ended {killed}; was there enough memory? Try fewer --jobs")
         write_table(self.plan, self.folder)
+
+    def _is_another_trunk(self, run: Run) -> bool:
+        """Whether a trunk, made again for its weights, differs from the one that was there."""
+        if not isinstance(run, Trunk) or not self.folder.is_finished(run):
+            return False
+        return bool(self.folder.result(run).told["weights"] != self.folder.weights_in_work(run))
 
     def _about(self, run: Run) -> dict[str, Any]:
         about: dict[str, Any] = {"primary": described(self.plan.primary)}

@@ -64,8 +64,9 @@ def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
     """
     cells = plan.cells()
     results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
-    gains = {cell.group: value for cell in cells if (value := _gain_of_group(plan, folder, cell, results)) is not None}
-    return pd.DataFrame([_row(plan, folder, cell, results.get(cell), gains.get(cell.group)) for cell in cells])
+    compared = {cell: (cell.group, str(plan.config(cell).model)) for cell in cells}
+    gains = {compared[cell]: _gain_beside(plan, folder, cell, results) for cell in cells}
+    return pd.DataFrame([_row(plan, folder, cell, results.get(cell), gains[compared[cell]]) for cell in cells])
 
 
 def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, rise: float | None) -> dict[str, Any]:
@@ -92,23 +93,22 @@ def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, ris
     return row
 
 
-def _gain_of_group(plan: Plan, folder: StudyFolder, cell: Cell, results: dict[Cell, Result]) -> float | None:
-    """Of the baseline in a cell's group; of its trunk alone where the baseline is not finished."""
-    baseline = next(
-        (
-            result
-            for other, result in results.items()
-            if other.group == cell.group and other.trunk == cell.trunk and _is_baseline(plan, other)
-        ),
-        None,
+def _gain_beside(plan: Plan, folder: StudyFolder, cell: Cell, results: dict[Cell, Result]) -> float | None:
+    """Of the baseline with a cell's network in its group; of its trunk alone where that baseline is not finished."""
+    model = plan.config(cell).model
+    baselines = (
+        result
+        for other, result in results.items()
+        if other.group == cell.group and plan.config(other).model == model and _is_baseline(plan, other)
     )
     trunk = folder.result(cell.trunk) if cell.trunk and folder.is_finished(cell.trunk) else None
-    curve = [value for result in (trunk, baseline) if result for value in result.validation("dice_n")]
+    curve = [value for result in (trunk, next(baselines, None)) if result for value in result.validation("dice_n")]
     return gain(curve)
 
 
 def _is_baseline(plan: Plan, cell: Cell) -> bool:
-    return cell.arm == BASELINE and not plan.arms[cell.arm].settings.get("objective")
+    config = plan.config(cell)
+    return config.algorithm.algorithm == BASELINE and config.training.objective == plan.settings.get("objective")
 
 
 def write_table(plan: Plan, folder: StudyFolder) -> None:
