@@ -50,8 +50,9 @@ class ScaledUpdate:
     With gradient accumulation, pass the mean of the micro-batches' scales, weighted by their examples.
 
     With ``scale="gradient"`` a scale belongs to what its batch's gradient contributes to the update, in this step and,
-    through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; a step then takes twice the time.
-    SGD needs momentum in every group of parameters or in none; without, a scaled gradient is a scaled step.
+    through the optimizer's momentum, in later ones, see `fedgs.scaled_moments`; a step then takes at least
+    twice the time. SGD needs momentum in every group of parameters or in none; without, a scaled gradient is a scaled
+    step.
 
     Args:
         model: The network, possibly wrapped in DistributedDataParallel or torch.compile.
