@@ -26,6 +26,7 @@ __all__ = [
     "configure",
     "differences",
     "read_config",
+    "read_toml",
     "settings",
     "write_config",
 ]
@@ -233,6 +234,20 @@ def configure(base: RunConfig | None = None, **given: Any) -> RunConfig:
     return replace(config, **{table: replace(getattr(config, table), **values) for table, values in tables.items()})
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file, whatever it holds.
+
+    Raises:
+        ConfigError: The file is missing, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not TOML ({error})") from error
+
+
 def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
     """Reads settings from a TOML file with the tables that `write_config` writes.
 
@@ -243,12 +258,7 @@ def read_config(path: Path, base: RunConfig | None = None) -> RunConfig:
     Raises:
         ConfigError: The file is missing, not TOML, or holds an unknown table or setting.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not TOML ({error})") from error
+    content = read_toml(path)
     homes = {name: table for table, name, _, _, _ in settings()}
     flat: dict[str, Any] = {}
     for table, values in content.items():

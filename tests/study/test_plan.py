@@ -10,7 +10,8 @@ import tomli_w
 
 from fedgs.algorithms import build
 from fedgs.errors import ConfigError
-from fedgs.study.plan import Cell, Plan, Trial, Trunk, read_plan
+from fedgs.study.plan import Cell, Plan, Trial, Trunk
+from fedgs.study.reading import read_plan
 
 PRIMARY = {"outcome": "dice_t", "contrasts": [["fedgs", "matched-site"]], "margin": 0.01}
 CELLS = {"arms": ["fedgs", "matched-site"], "unseen_sites": ["Alder", "Cedar"], "seeds": [0, 1], "folds": [0, 2]}

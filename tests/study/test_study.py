@@ -26,7 +26,8 @@ from fedgs.errors import CheckpointError, ConfigError
 from fedgs.files import read_json, sealed
 from fedgs.metrics.table import read_scores
 from fedgs.study.folder import StudyFolder
-from fedgs.study.plan import OUTCOMES, Cell, Trunk, read_plan
+from fedgs.study.plan import OUTCOMES, Cell, Trunk
+from fedgs.study.reading import read_plan
 from fedgs.study.runner import Status, run_study
 from fedgs.study.table import cells_table, gain, overview
 from runs import command, environment, fedgs, make_phantom
@@ -350,17 +351,21 @@ def test_a_run_whose_process_is_killed_fails_alone_and_goes_on_later(data: Path,
     assert contents(study / "cells") == before
 
 
+def wait_for_file(folder: Path, pattern: str, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_killed_study_goes_on_to_the_same_results(finished: Path, data: Path, tmp_path: Path) -> None:
     plan, out = written(tmp_path / "plan.toml"), tmp_path / "study"
     arguments = ["study", str(plan), "--data", str(data), "--out", str(out), "--jobs", "2"]
     process = subprocess.Popen(
         command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 200
-    while not list(out.glob("work/trunks/*/rounds.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_file(out, "work/trunks/*/rounds.jsonl", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = fedgs(*arguments, "--resume")
@@ -372,11 +377,7 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     plan, out = written(tmp_path / "plan.toml"), tmp_path / "study"
     arguments = ["study", str(plan), "--data", str(data), "--out", str(out)]
     process = start(*arguments)
-    deadline = time.monotonic() + 200
-    while not list(out.glob("work/tune/*/*/config.toml")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_file(out, "work/tune/*/*/config.toml", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

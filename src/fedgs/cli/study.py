@@ -46,7 +46,7 @@ def study(plan: Path, data: Path | None, out: Path | None, jobs: int, resume: bo
     if dry_run:
         _estimate(plan, data, jobs)
         return
-    from fedgs.study.plan import read_plan
+    from fedgs.study.reading import read_plan
     from fedgs.study.runner import run_study
     from fedgs.study.table import cells_table, overview
 
@@ -83,7 +83,7 @@ def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
 
     from fedgs.progress import duration
     from fedgs.study.estimate import estimate
-    from fedgs.study.plan import read_plan
+    from fedgs.study.reading import read_plan
     from fedgs.study.runner import prepare
 
     console = make_console()

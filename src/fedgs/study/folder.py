@@ -29,7 +29,8 @@ from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import read_scores
 from fedgs.resume import describe_cases
 from fedgs.run_folder import RunFolder
-from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk, read_plan
+from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk
+from fedgs.study.reading import read_plan
 from fedgs.summary import TESTS
 from fedgs.tables import as_csv
 

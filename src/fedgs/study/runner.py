@@ -18,7 +18,8 @@ from fedgs.errors import ConfigError, ShapeError, unknown_choice
 from fedgs.locks import locked
 from fedgs.own import own_of
 from fedgs.study.folder import StudyFolder, described
-from fedgs.study.plan import Cell, Plan, Run, Trial, Trunk, read_plan
+from fedgs.study.plan import Cell, Plan, Run, Trial, Trunk
+from fedgs.study.reading import read_plan
 from fedgs.study.table import write_table
 from fedgs.study.worker import Failed, Progressed, Succeeded, work
 

@@ -65,7 +65,9 @@ def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
     cells = plan.cells()
     results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
     compared = {cell: (cell.group, str(plan.config(cell).model)) for cell in cells}
-    gains = {compared[cell]: _gain_beside(plan, folder, cell, results) for cell in cells}
+    gains = {
+        of: _gain_beside(plan, folder, cell, results) for of, cell in {compared[cell]: cell for cell in cells}.items()
+    }
     return pd.DataFrame([_row(plan, folder, cell, results.get(cell), gains[compared[cell]]) for cell in cells])
 
 

@@ -68,7 +68,7 @@ def work(config: RunConfig, folder: Path, threads: int, pipe: Connection) -> Non
         os._exit(1)
     except (FedgsError, OSError) as error:
         last = Failed(str(error))
-    except BaseException:
+    except Exception:
         last = Failed(traceback.format_exc())
     pipe.send(last)
 
