@@ -23,7 +23,14 @@ class Frames:
         self.native = np.zeros((90, 130), bool)
         self.native[17:19, 50:52] = True
         self.table = pd.DataFrame(
-            {"site": ["A"], "case": ["x"], "is_small": [True], "is_tiny": [True], "lesion_area": [6]}
+            {
+                "site": ["A"],
+                "case": ["x"],
+                "is_small": [True],
+                "is_tiny": [True],
+                "is_mixed": [False],
+                "lesion_area": [6],
+            }
         )
 
     def frame(self, row: int) -> np.ndarray:
@@ -93,7 +100,8 @@ def test_details_are_computed_where_they_are_asked_for() -> None:
     everything = torch.ones(64, 64, dtype=torch.bool)
     plain, detailed = (scored(everything, detailed=each, size_quartiles=(1.0, 6.0, 9.0)).iloc[0] for each in (0, 1))
     assert plain["size_quartile"] == detailed["size_quartile"] == 2
-    assert plain[[name for name in DETAILS if name != "size_quartile"]].isna().all()
+    of_the_mask = ["is_mixed", "size_quartile"]
+    assert plain[[name for name in DETAILS if name not in of_the_mask]].isna().all()
     assert detailed["diagonal"] == pytest.approx(512 * 2**0.5)
     assert detailed["hd95"] > 200
     assert detailed["surface_dice"] == 0.0

@@ -19,6 +19,8 @@ from typing import Any
 import pandas as pd
 
 HERE = Path(__file__).parent
+MIXED = HERE / "polypgen-mixed.csv"
+"""Site and case of the images of PolypGen flagged small that hold a large lesion too, as their index tells."""
 PARTS = {"test_out": "out-test", "test_in": "in-test", "validation": "validation"}
 STRATA = {"dice": "Dice", "dice_n": "Dice-N", "dice_s": "Dice-S", "dice_t": "Dice-T", "dice_l": "Dice-L"}
 LABELLED = {"disentanglement-128"}
@@ -32,10 +34,25 @@ def mean(of: Mapping[str, Any]) -> str:
     return "-" if of["mean"] is None else f"{of['mean']:.3f} ({of['n']})"
 
 
+def summary_of(run: Path) -> dict[str, Any]:
+    """What summary.json holds; with the images that have small and large lesions counted, where it is an older one."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    if "dice_m" not in summary["test_in"]:
+        table = pd.read_csv(run / "scores.csv", dtype={"site": str, "case": str})
+        table = table[table["round"] == summary["round"]].merge(pd.read_csv(MIXED, dtype=str))
+        table = table.drop_duplicates(["part", "site", "case"])
+        for part in PARTS:
+            of_part = table[table["part"] == part]
+            summary[part]["dice_m"] = {"n": len(of_part)}
+            for site, means in summary[part]["sites"].items():
+                means["dice_m"] = {"n": int((of_part["site"] == site).sum())}
+    return summary
+
+
 def small(means: Mapping[str, Any]) -> str:
-    """Dice-S with how many of its images are not small as a whole."""
-    beside = means["dice_s"]["n"] - means["dice_t"]["n"]
-    return mean(means["dice_s"]).replace(")", f", {beside} with a large one)") if beside else mean(means["dice_s"])
+    """Dice-S with how many of its images hold a large lesion too."""
+    mixed = means["dice_m"]["n"]
+    return mean(means["dice_s"]).replace(")", f", {mixed} with a large one)") if mixed else mean(means["dice_s"])
 
 
 def strata(means: Mapping[str, Any], names: Sequence[str] = tuple(STRATA)) -> list[str]:
@@ -49,7 +66,7 @@ def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def label(path: Path) -> str:
     """The algorithm of a run, with what the name of its folder adds to it."""
-    algorithm = str(json.loads((path / "summary.json").read_text())["algorithm"])
+    algorithm = str(summary_of(path)["algorithm"])
     return f"{algorithm}, {path.name.removeprefix(algorithm).strip('-')}" if path.parent.name in LABELLED else algorithm
 
 
@@ -58,7 +75,7 @@ def scores(runs: Mapping[str, Path]) -> str:
     body = []
     for part, title in PARTS.items():
         for path in runs.values():
-            summary = json.loads((path / "summary.json").read_text())
+            summary = summary_of(path)
             table = pd.read_csv(path / "scores.csv")
             last = table[(table["round"] == summary["round"]) & (table["part"] == part)]
             if "network" in last:  # where sites share nothing, a case is scored by several networks
@@ -84,7 +101,7 @@ def scores(runs: Mapping[str, Path]) -> str:
 
 def hospitals(runs: Mapping[str, Path]) -> str:
     """Dice-N and Dice-S per hospital after the last round."""
-    summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
+    summaries = [summary_of(path) for path in runs.values()]
     body = []
     for part in ("test_in", "test_out"):
         for site in summaries[0][part]["sites"]:
@@ -131,7 +148,7 @@ def mechanism(runs: Mapping[str, Path]) -> str:
 
 def unseen(runs: Mapping[str, Path]) -> str:
     """Means on the unseen hospital alone."""
-    summaries = [json.loads((path / "summary.json").read_text()) for path in runs.values()]
+    summaries = [summary_of(path) for path in runs.values()]
     body = [[label(path), *strata(s["test_out"])] for path, s in zip(runs.values(), summaries, strict=True)]
     return rows([f"unseen hospital {summaries[0]['unseen_site']}", *STRATA.values()], body)
 
@@ -139,7 +156,7 @@ def unseen(runs: Mapping[str, Path]) -> str:
 def crossed(runs: Mapping[str, Path]) -> str:
     """Dice-N where hospitals share nothing: a row per network, a column per hospital whose images it marks."""
     (path,) = runs.values()
-    summary = json.loads((path / "summary.json").read_text())
+    summary = summary_of(path)
     sites = sorted({site for networks in summary["cross"].values() for site in networks})
     body = [
         [network, *(mean(of_site[site]["dice_n"]) if site in of_site else "-" for site in sites)]
@@ -153,7 +170,7 @@ def cells(groups: Mapping[str, Path]) -> str:
     body = []
     for group in groups.values():
         for path in sorted(group.iterdir(), key=lambda path: ARMS.index(path.name) if path.name in ARMS else len(ARMS)):
-            summary = json.loads((path / "summary.json").read_text())
+            summary = summary_of(path)
             for part in ("test_out", "test_in"):
                 body.append([path.name, PARTS[part], *strata(summary[part])])
     return rows(["arm", "images", *STRATA.values()], sorted(body, key=lambda row: [*PARTS.values()].index(row[1])))

@@ -114,7 +114,7 @@ class Scorer:
             case = index.table.iloc[prediction.row]
             counts = confusion(prediction.mask, prediction.truth)
             scores.append(
-                {name: case[name] for name in ("site", "case", "is_small", "is_tiny", "lesion_area")}
+                {name: case[name] for name in ("site", "case", "is_small", "is_tiny", "is_mixed", "lesion_area")}
                 | {"round": number, "part": part, "dice": dice(counts), "pixels": prediction.truth.size, "network": ""}
                 | counts._asdict()
                 | {"size_quartile": quartile_of(case["lesion_area"], self.size_quartiles)}

@@ -10,7 +10,10 @@ import pandas as pd
 
 from fedgs.errors import DataError
 
-__all__ = ["as_csv", "escape", "read_csv", "unescape"]
+__all__ = ["NULLABLE", "as_csv", "escape", "read_csv", "unescape"]
+
+NULLABLE: Mapping[type, str] = {int: "Int64", float: "float64", bool: "boolean"}
+"""Types of pandas for columns in which a cell may be empty."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _ESCAPE = "'"
@@ -47,7 +50,7 @@ def read_csv(path: Path, types: Mapping[str, type], *, optional: Collection[str]
     Args:
         path: The table, UTF-8.
         types: `int`, `float` or `bool` by column; other columns are text.
-        optional: Columns of numbers in which a cell may be empty; integers among them become pandas' ``Int64``.
+        optional: Columns in which a cell may be empty: numbers and flags, with pandas' ``Int64`` and ``boolean``.
 
     Raises:
         DataError: It cannot be read, or a value is not of its type.
@@ -59,7 +62,7 @@ def read_csv(path: Path, types: Mapping[str, type], *, optional: Collection[str]
             parse = _PARSED[kind]
             if name in optional:
                 cells = [parse(cell) if cell else None for cell in table[name]]
-                table[name] = pd.Series(cells, index=table.index, dtype="Int64" if kind is int else "float64")
+                table[name] = pd.Series(cells, index=table.index, dtype=NULLABLE[kind])
             else:
                 table[name] = pd.Series([parse(cell) for cell in table[name]], index=table.index, dtype=kind)
     except (OSError, ValueError, OverflowError) as error:

@@ -67,6 +67,8 @@ def test_a_row_per_case_with_what_the_mask_tells(source: Path, tmp_path: Path) -
     areas = {"a": 160 * 214, "b": 24 * 32, "c": 0}
     assert table["lesion_area"].tolist() == [areas[case] for case in table["case"]]
     assert table["smallest_lesion_area"].tolist() == table["lesion_area"].tolist()
+    assert table["largest_lesion_area"].tolist() == table["lesion_area"].tolist()
+    assert not table["is_mixed"].any()
     assert table["lesion_count"].tolist() == [1, 1, 0] * 2
     assert table["is_small"].tolist() == table["is_tiny"].tolist() == [False, True, False] * 2
     assert table["image"].tolist() == [f"{s}/images/{c}.png" for s in ("north", "south") for c in "abc"]
@@ -478,14 +480,14 @@ def test_a_moved_source_keeps_its_index(source: Path, tmp_path: Path, read_cases
 def test_an_index_of_a_newer_version_is_refused(source: Path, tmp_path: Path, snapshot: Snapshot) -> None:
     folder = build_index(source, tmp_path / "index", size=32).folder
     settings = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(settings | {"format": 4}))
+    (folder / "index.json").write_text(json.dumps(settings | {"format": 99}))
     before = snapshot(folder)
     for attempt in (
         lambda: open_index(folder),
         lambda: build_index(source, folder, size=32),
         lambda: open_data(folder),
     ):
-        with pytest.raises(DataError, match="format 4, this version of fedgs reads 3; update fedgs"):
+        with pytest.raises(DataError, match="format 99, this version of fedgs reads 4; update fedgs"):
             attempt()
     assert snapshot(folder) == before
 
@@ -498,7 +500,7 @@ def test_an_index_of_an_older_version_is_made_again(
             patch.setattr(module, "_FORMAT", 2)
         folder = build_index(source, tmp_path / "index", size=32).folder
     for attempt in (lambda: open_index(folder), lambda: open_data(folder)):
-        with pytest.raises(DataError, match=r"older version .*format 2, this one reads 3.*'fedgs index' again on /"):
+        with pytest.raises(DataError, match=r"older version .*format 2, this one reads 4.*'fedgs index' again on /"):
             attempt()
     with pytest.raises(DataError, match="is the index of"):
         build_index(shutil.copytree(source, tmp_path / "other"), folder, size=32)
@@ -546,6 +548,7 @@ def test_the_real_frames_agree_with_their_description(real_index: Index) -> None
     assert table.size().to_dict() == {"C1": 256, "C2": 301, "C3": 457, "C4": 227, "C5": 208}
     assert table["is_empty"].sum().to_dict() == {"C1": 5, "C2": 32, "C3": 1, "C4": 81, "C5": 2}
     assert table["is_tiny"].sum().to_dict() == {"C1": 9, "C2": 4, "C3": 12, "C4": 16, "C5": 26}
+    assert table["is_mixed"].sum().to_dict() == {"C1": 6, "C2": 11, "C3": 22, "C4": 0, "C5": 16}
     described = {"C1": 5.9, "C2": 5.3, "C3": 7.7, "C4": 7.0, "C5": 20.2}
     for site, percent in (100 * table["is_small"].mean()).items():
         assert percent == pytest.approx(described[str(site)], abs=0.1)

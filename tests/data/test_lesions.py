@@ -110,6 +110,20 @@ def test_one_small_lesion_among_large_ones_flags_by_components_but_is_not_tiny()
     assert is_tiny(square(10), SMALL_RULES["total"])
 
 
+@given(st.lists(st.integers(1, 30_000), max_size=4), st.sampled_from(sorted(SMALL_RULES)))
+def test_what_is_flagged_is_tiny_or_mixed_or_several_small_ones_that_exceed_the_limit_together(
+    areas: list[int], kind: str
+) -> None:
+    rule, lesions = SMALL_RULES[kind], Lesions(tuple(areas))
+    limit = 512 * 512 * rule.fraction
+    flagged = rule.is_small(smallest=lesions.smallest, total=lesions.total)
+    tiny = rule.is_tiny(smallest=lesions.smallest, total=lesions.total)
+    mixed = rule.is_mixed(smallest=lesions.smallest, largest=lesions.largest, total=lesions.total)
+    assert mixed == (flagged and any(area > limit for area in areas))
+    assert tiny == (flagged and sum(areas) <= limit)
+    assert not (tiny and mixed)
+
+
 def test_an_empty_mask_is_never_small_even_where_specks_are_in_it() -> None:
     specks = np.zeros((512, 512), dtype=bool)
     specks[::9, ::9] = True

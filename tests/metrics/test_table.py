@@ -25,7 +25,7 @@ from fedgs.tables import as_csv
 
 NEEDED = [name for name in SCORE_COLUMNS if name not in DETAILS]
 
-kinds = st.sampled_from(["free", "tiny", "small", "large"])
+kinds = st.sampled_from(["free", "tiny", "small", "mixed", "large"])
 rows = st.lists(
     st.tuples(st.sampled_from(["C1", "C2", "007"]), kinds, st.floats(0, 1), st.integers(0, 3)), min_size=0, max_size=25
 )
@@ -33,7 +33,7 @@ rows = st.lists(
 
 def table(entries) -> pd.DataFrame:
     """Score rows from (site, kind, dice, fp)."""
-    area = {"free": 0, "tiny": 40, "small": 9000, "large": 20000}
+    area = {"free": 0, "tiny": 40, "small": 9000, "mixed": 20040, "large": 20000}
     return pd.DataFrame(
         [
             {
@@ -41,8 +41,9 @@ def table(entries) -> pd.DataFrame:
                 "part": "test_in",
                 "site": site,
                 "case": f"case-{number}",
-                "is_small": kind in ("tiny", "small"),
+                "is_small": kind in ("tiny", "small", "mixed"),
                 "is_tiny": kind == "tiny",
+                "is_mixed": kind == "mixed",
                 "lesion_area": area[kind],
                 "dice": dice,
                 "tp": 1,
@@ -53,7 +54,7 @@ def table(entries) -> pd.DataFrame:
             }
             for number, (site, kind, dice, fp) in enumerate(entries)
         ],
-        columns=[*NEEDED],
+        columns=[*NEEDED, "is_mixed"],
     )
 
 
@@ -61,8 +62,9 @@ def means_by_loop(entries) -> dict[str, tuple[float | None, int]]:
     members = {
         "dice": [dice for _, _, dice, _ in entries],
         "dice_n": [dice for _, kind, dice, _ in entries if kind != "free"],
-        "dice_s": [dice for _, kind, dice, _ in entries if kind in ("tiny", "small")],
+        "dice_s": [dice for _, kind, dice, _ in entries if kind in ("tiny", "small", "mixed")],
         "dice_t": [dice for _, kind, dice, _ in entries if kind == "tiny"],
+        "dice_m": [dice for _, kind, dice, _ in entries if kind == "mixed"],
         "dice_l": [dice for _, kind, dice, _ in entries if kind == "large"],
         "lesion_free": [float(fp > 0) for _, kind, _, fp in entries if kind == "free"],
     }
@@ -103,7 +105,7 @@ def test_strata_add_up(entries):
     s = summarise(table(entries))
     assert s["dice_s"]["n"] + s["dice_l"]["n"] == s["dice_n"]["n"]
     assert s["dice_n"]["n"] + s["lesion_free"]["n"] == s["dice"]["n"]
-    assert s["dice_t"]["n"] <= s["dice_s"]["n"]
+    assert s["dice_t"]["n"] + s["dice_m"]["n"] <= s["dice_s"]["n"]
     assert all(sum(site[name]["n"] for site in s["sites"].values()) == s[name]["n"] for name in STRATA)
 
 
@@ -149,10 +151,10 @@ def test_reading_gives_back_what_was_written(tmp_path):
     scores["case"] = ["NA", "0012"]
     scores.to_csv(tmp_path / "scores.csv", index=False)
     again = read_scores(tmp_path / "scores.csv")
-    pd.testing.assert_frame_equal(again[NEEDED], scores, check_dtype=False)
+    pd.testing.assert_frame_equal(again[scores.columns], scores, check_dtype=False)
     assert list(again.columns) == list(SCORE_COLUMNS)
-    assert again[list(DETAILS)].isna().all(axis=None)
-    assert as_csv(without_empty_details(again)) == as_csv(scores)
+    assert again[[name for name in DETAILS if name not in scores]].isna().all(axis=None)
+    assert as_csv(without_empty_details(again)) == as_csv(scores[list(without_empty_details(again).columns)])
     assert summarise(again) == summarise(scores)
     assert list(summarise(again)["sites"]) == ["007", "C2"]
 

@@ -41,6 +41,7 @@ def make_cases(sites: dict[str, float], unseen: str | None, per_site: int) -> pd
                     "part": "test_out" if site == unseen else inside[int(rng.integers(10))],
                     "is_small": kind == "small",
                     "is_tiny": kind == "small" and area <= 1747,
+                    "is_mixed": kind == "small" and area > 4000,
                     "lesion_area": area,
                 }
             )

@@ -38,7 +38,7 @@ __all__ = [
     "write_case",
 ]
 
-_FORMAT = 3
+_FORMAT = 4
 _SUFFIX = ".safetensors"
 _FASTEST = 1
 
@@ -59,6 +59,7 @@ class Record:
         lesion_area: Pixels of all lesions in the 512 x 512 mask.
         lesion_count: Number of lesions there.
         smallest_lesion_area: Pixels of the smallest one, 0 without any.
+        largest_lesion_area: Pixels of the largest one, 0 without any.
         specks: Components dropped because they are too small for a lesion.
         image_hash: Hash of the decoded image and its shape.
         mask_hash: Hash of the mask at its own size and of its shape.
@@ -76,6 +77,7 @@ class Record:
     lesion_area: int
     lesion_count: int
     smallest_lesion_area: int
+    largest_lesion_area: int
     specks: int
     image_hash: str
     mask_hash: str
@@ -131,6 +133,7 @@ def write_case(file: Path, case: Case, source: Path, size: int) -> Record:
         lesion_area=lesions.total,
         lesion_count=lesions.count,
         smallest_lesion_area=lesions.smallest,
+        largest_lesion_area=lesions.largest,
         specks=lesions.specks,
         image_hash=content_hash(image),
         mask_hash=content_hash(mask),

@@ -59,7 +59,7 @@ class Index:
         source: Folder that the cases come from; it may be gone.
         adapter: Name of the adapter that found them.
         size: Height and width of the frames, in pixels.
-        small_rule: The rule behind the columns `is_small` and `is_tiny`.
+        small_rule: The rule behind the columns `is_small`, `is_tiny` and `is_mixed`.
         table: A row per case, sorted by (site, case), numbered from 0; columns as in `fedgs.data.table.COLUMNS`.
         channels: Channels of every frame: 1 where all images are grey, else 3.
         gives_regions: Whether training batches carry the regions of the lesions; see `with_regions`.

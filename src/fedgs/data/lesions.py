@@ -75,6 +75,11 @@ class Lesions:
         """Pixels of the smallest lesion, 0 where there is none."""
         return min(self.areas, default=0)
 
+    @property
+    def largest(self) -> int:
+        """Pixels of the largest lesion, 0 where there is none."""
+        return max(self.areas, default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class SmallRule:
@@ -121,6 +126,11 @@ class SmallRule:
         """Whether a mask is flagged and small as a whole too, so that its Dice tells about the small lesion."""
         flagged = self.is_small(smallest=smallest, total=total, pixels=pixels)
         return flagged and is_within(total, self.fraction, pixels)
+
+    def is_mixed(self, *, smallest: int, largest: int, total: int, pixels: int = MASK_SIZE**2) -> bool:
+        """Whether a mask is flagged although it holds a large lesion too, about which its Dice tells more."""
+        flagged = self.is_small(smallest=smallest, total=total, pixels=pixels)
+        return flagged and not is_within(largest, self.fraction, pixels)
 
 
 SMALL_RULES = {"components": SmallRule(), "total": SmallRule("total", 1 / 1000, 1000.0)}

@@ -34,14 +34,14 @@ TABLE_FILE = "index.csv"
 
 COLUMNS = (
     *("site", "case", "patient", "width", "height", "channels"),
-    *("lesion_area", "lesion_count", "smallest_lesion_area", "is_small", "is_tiny"),
+    *("lesion_area", "lesion_count", "smallest_lesion_area", "largest_lesion_area", "is_small", "is_tiny", "is_mixed"),
     *("image_hash", "mask_hash", "near_hash", "image", "mask", "specks"),
 )
 """Columns of index.csv; areas are pixels of the 512 x 512 mask, paths relative to the source."""
 
-_FORMAT = 3
+_FORMAT = 4
 _TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "near_hash", "image", "mask")
-_FLAGS = ("is_small", "is_tiny")
+_FLAGS = ("is_small", "is_tiny", "is_mixed")
 
 
 class DamagedIndexError(DataError):
@@ -56,7 +56,7 @@ class Settings:
         source: Absolute path of the source folder.
         adapter: Name of the adapter that found the cases.
         size: Height and width of the frames in the cache, in pixels.
-        small_rule: The rule behind `is_small` and `is_tiny`.
+        small_rule: The rule behind `is_small`, `is_tiny` and `is_mixed`.
         table_hash: Hash of index.csv; None while indexing is under way.
         format: Which version of the two files it is.
     """
@@ -92,15 +92,17 @@ def make_table(
 
 
 def flagged(table: pd.DataFrame, rule: SmallRule) -> pd.DataFrame:
-    """Gives a copy of the table with `is_small` and `is_tiny` by a rule."""
-    areas = [
-        {"smallest": int(smallest), "total": int(total)}
-        for smallest, total in zip(table["smallest_lesion_area"], table["lesion_area"], strict=True)
+    """Gives a copy of the table with `is_small`, `is_tiny` and `is_mixed` by a rule."""
+    areas = table[["smallest_lesion_area", "largest_lesion_area", "lesion_area"]].astype(int).to_numpy().tolist()
+    flags = [
+        (
+            rule.is_small(smallest=smallest, total=total),
+            rule.is_tiny(smallest=smallest, total=total),
+            rule.is_mixed(smallest=smallest, largest=largest, total=total),
+        )
+        for smallest, largest, total in areas
     ]
-    return table.assign(
-        is_small=pd.array([rule.is_small(**area) for area in areas], dtype=bool),
-        is_tiny=pd.array([rule.is_tiny(**area) for area in areas], dtype=bool),
-    )
+    return table.assign(**pd.DataFrame(flags, table.index, _FLAGS, dtype=bool))
 
 
 def write_index(folder: Path, settings: Settings, table: pd.DataFrame | None) -> None:

@@ -8,7 +8,7 @@ from typing import TypedDict
 import pandas as pd
 
 from fedgs.errors import DataError
-from fedgs.tables import read_csv
+from fedgs.tables import NULLABLE, read_csv
 
 __all__ = [
     "DETAILS",
@@ -40,7 +40,7 @@ _NEEDED = (
 )
 
 DETAILS: dict[str, type] = {
-    **{"size_quartile": int},
+    **{"is_mixed": bool, "size_quartile": int},
     **dict.fromkeys(("diagonal", "hd95", "assd", "surface_dice", "ece"), float),
     **dict.fromkeys(("lesions", "lesions_small", "predicted_lesions"), int),
     **dict.fromkeys(("found_10", "found_small_10", "false_small_10"), int),
@@ -48,8 +48,9 @@ DETAILS: dict[str, type] = {
 }
 """Columns of scores.csv that may be empty, because a metric is undefined for an image or was not computed.
 
-`size_quartile`: 0 without lesion, else 1 to 4, by the areas of the lesions in the run's training images. `diagonal` of
-the image, `hd95` and `assd`: in pixels of the score size. The others are counts of lesions, by IoU above 0.1 and 0.5.
+`is_mixed`: flagged small, but with a large lesion too. `size_quartile`: 0 without lesion, else 1 to 4, by the areas of
+the lesions in the run's training images. `diagonal` of the image, `hd95` and `assd`: in pixels of the score size. The
+others are counts of lesions, by IoU above 0.1 and 0.5.
 """
 
 SCORE_COLUMNS = (*_NEEDED, *DETAILS)
@@ -59,8 +60,8 @@ SCORE_COLUMNS = (*_NEEDED, *DETAILS)
 of earlier versions lack them.
 """
 
-STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l", "lesion_free")
-"""Dice of all images, with a lesion, small, tiny, large; and the share of lesion-free images with a false positive."""
+STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_m", "dice_l", "lesion_free")
+"""Dice of all images, with a lesion, small, tiny, mixed, large; and the share of lesion-free images with an alarm."""
 
 _FLAGS = {"is_small": bool, "is_tiny": bool}
 _TYPES = (
@@ -80,12 +81,13 @@ class Mean(TypedDict):
 
 
 class PartSummary(TypedDict):
-    """Means of one part of the data, pooled over its images, and the same six per site."""
+    """Means of one part of the data, pooled over its images, and the same seven per site."""
 
     dice: Mean
     dice_n: Mean
     dice_s: Mean
     dice_t: Mean
+    dice_m: Mean
     dice_l: Mean
     lesion_free: Mean
     sites: dict[str, dict[str, Mean]]
@@ -94,9 +96,9 @@ class PartSummary(TypedDict):
 def summarise(scores: pd.DataFrame) -> PartSummary:
     """Averages the scores of one part in one round, pooled over images and per site.
 
-    dice: all images; dice_n: with a lesion; dice_s: flagged small; dice_t: small as a whole; dice_l: with a lesion and
-    not small; lesion_free: share of lesion-free images in which the prediction has any pixel. An image that several
-    networks were scored on counts once, with the mean over them.
+    dice: all images; dice_n: with a lesion; dice_s: flagged small; dice_t: small as a whole; dice_m: flagged small, but
+    with a large lesion too; dice_l: with a lesion and not small; lesion_free: share of lesion-free images in which the
+    prediction has any pixel. An image that several networks were scored on counts once, with the mean over them.
 
     Args:
         scores: A row per case and network with `SCORE_COLUMNS`; `DETAILS` and further columns are ignored.
@@ -116,6 +118,7 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
         dice_n=pooled["dice_n"],
         dice_s=pooled["dice_s"],
         dice_t=pooled["dice_t"],
+        dice_m=pooled["dice_m"],
         dice_l=pooled["dice_l"],
         lesion_free=pooled["lesion_free"],
         sites=sites,
@@ -139,7 +142,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 def with_details(scores: pd.DataFrame) -> pd.DataFrame:
     """Gives the same rows with all `SCORE_COLUMNS` in their order; `DETAILS` that are missing are empty."""
-    kinds = {name: "Int64" if kind is int else "float64" for name, kind in DETAILS.items()}
+    kinds = {name: NULLABLE[kind] for name, kind in DETAILS.items()}
     return scores.reindex(columns=list(SCORE_COLUMNS)).astype(kinds)
 
 
@@ -149,10 +152,12 @@ def without_empty_details(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_networks(scores: pd.DataFrame) -> pd.DataFrame:
-    scores = scores.assign(alarm=(scores["fp"] > 0).astype(float))
+    scores = with_details(scores).assign(alarm=(scores["fp"] > 0).astype(float))
     if not scores.duplicated(["site", "case"]).any():
         return scores
-    kept = dict.fromkeys(("lesion_area", "is_small", "is_tiny"), "first") | dict.fromkeys(("dice", "alarm"), "mean")
+    kept = dict.fromkeys(("lesion_area", "is_small", "is_tiny", "is_mixed"), "first") | dict.fromkeys(
+        ("dice", "alarm"), "mean"
+    )
     merged: pd.DataFrame = scores.groupby(["site", "case"], sort=False, as_index=False).agg(kept)
     return merged
 
@@ -161,12 +166,14 @@ def _means(scores: pd.DataFrame) -> dict[str, Mean]:
     has_lesion = scores["lesion_area"] > 0
     small = scores["is_small"].astype(bool)
     tiny = scores["is_tiny"].astype(bool)
+    mixed = scores["is_mixed"].fillna(value=False).astype(bool)
     dice = scores["dice"].astype(float)
     return {
         "dice": _mean(dice),
         "dice_n": _mean(dice[has_lesion]),
         "dice_s": _mean(dice[small]),
         "dice_t": _mean(dice[tiny]),
+        "dice_m": _mean(dice[mixed]),
         "dice_l": _mean(dice[has_lesion & ~small]),
         "lesion_free": _mean(scores["alarm"][~has_lesion]),
     }

@@ -133,7 +133,7 @@ def _write(out: Path, template: str, content: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": _score, "signed": _signed, "points": _points, "thousands": _thousands}
-    environment.filters |= {"measured": _measured, "beside": _beside}
+    environment.filters |= {"measured": _measured}
     write_atomically(out, environment.get_template(template).render(content).lstrip())
 
 
@@ -330,11 +330,6 @@ def _measured(mean: Mean | None, unit: str) -> str:
         return _NONE
     shown = {"px": f"{mean.mean:.1f} px", "per image": f"{mean.mean:.2f}", "%": f"{100 * mean.mean:.2f} %"}
     return shown.get(unit, f"{mean.mean:.3f}")
-
-
-def _beside(scores: Scores) -> int:
-    """Images flagged small that are not small as a whole: what else they hold is larger."""
-    return scores["dice_s"].n - scores["dice_t"].n
 
 
 def _signed(value: float | None) -> str:

@@ -147,7 +147,8 @@ def _part(content: Mapping[str, Any]) -> Part:
 
 
 def _scores(content: Mapping[str, Any]) -> dict[str, Mean]:
-    return {stratum: _mean(content[stratum]) for stratum in STRATA}
+    known = {"dice_m": {"mean": None, "n": 0}, **content}  # which runs of earlier versions lack
+    return {stratum: _mean(known[stratum]) for stratum in STRATA}
 
 
 def _mean(content: Mapping[str, Any]) -> Mean:

@@ -20,7 +20,7 @@ _PARTS = {
     "validation": "Validation",
 }
 _STRATA = {"dice": "Dice all", "dice_s": "small", "dice_l": "large", "dice_t": "tiny", "dice_n": "with lesion"}
-_BESIDE = "; small: images / those of them that hold a large lesion too"
+_REMARK = "; small: images / those of them that hold a large lesion too"
 
 
 def scores_table(runs: Sequence[Path]) -> Table:
@@ -76,18 +76,17 @@ def _table(title: str) -> Table:
 
 def _cells(means: Mapping[str, Any]) -> list[str]:
     counts = {name: str(means[name]["n"]) for name in _STRATA}
-    if beside := _beside(means):
-        counts["dice_s"] += f"/{beside}"
+    if mixed := _mixed(means):
+        counts["dice_s"] += f"/{mixed}"
     return [
         f"{means[name]['mean']:.3f} ({count})" if means[name]["mean"] is not None else "- (0)"
         for name, count in counts.items()
     ]
 
 
-def _beside(means: Mapping[str, Any]) -> int:
-    """Images flagged small whose lesions together are not: their Dice tells about a larger lesion."""
-    return int(means["dice_s"]["n"] - means["dice_t"]["n"])
+def _mixed(means: Mapping[str, Any]) -> int:
+    return int(means.get("dice_m", {"n": 0})["n"])  # summaries of earlier versions lack it
 
 
 def _remark(parts: Sequence[Mapping[str, Any]]) -> str:
-    return _BESIDE if any(map(_beside, parts)) else ""
+    return _REMARK if any(map(_mixed, parts)) else ""

@@ -23,6 +23,9 @@ CONVERGED_BELOW = 0.01
 
 _FEWEST = 4
 
+_MIXED = "dice_m"
+"""Stratum of the images flagged small that hold a large lesion too; their number stands beside Dice-S."""
+
 _PARTS = {"test_out": "out-test", "test_in": "in-test"}
 
 
@@ -60,7 +63,7 @@ def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
         (finished, failed, missing) and the ``reason`` of a failure; ``tuned``; ``gain``, see `gain`, of the validation
         Dice of the baseline it is compared with, over the rounds of the trunk and its own, and ``converged``, both
         empty where that is not known; ``rounds``, ``minutes``; then, by part, means of `OUTCOMES`
-        and, as ``…_images``, of how many.
+        and of ``dice_m`` and, as ``…_images``, of how many.
     """
     cells = plan.cells()
     results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
@@ -89,7 +92,7 @@ def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, ris
         "minutes": round(result.summary["seconds"] / 60, 1) if result else None,
     }
     for part in _PARTS:
-        for outcome in OUTCOMES:
+        for outcome in (*OUTCOMES, _MIXED):
             mean = result.summary[part][outcome] if result else {"mean": None, "n": 0}
             row |= {f"{part}_{outcome}": mean["mean"], f"{part}_{outcome}_images": mean["n"]}
     return row
@@ -160,5 +163,5 @@ def _mean(cells: pd.DataFrame, column: str) -> str:
     if not len(known):
         return "- (0)"
     images = int(known[column + "_images"].sum())
-    beside = images - int(known[column.replace("dice_s", "dice_t") + "_images"].sum())
-    return f"{known[column].mean():.3f} ({images}{f'/{beside}' if column.endswith('dice_s') else ''})"
+    mixed = f"/{int(known[column.replace('dice_s', _MIXED) + '_images'].sum())}" if column.endswith("dice_s") else ""
+    return f"{known[column].mean():.3f} ({images}{mixed})"
