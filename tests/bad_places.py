@@ -50,13 +50,15 @@ def interrupt(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, group: bool = False) -> subprocess.Popen[str]:
+    """Starts the command; in a group of its own, as a terminal would, where that is asked for."""
     return subprocess.Popen(
         command(*arguments),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0 if group else None,
         # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

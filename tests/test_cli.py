@@ -357,7 +357,7 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
         assert "…" not in printed
     assert "[red]" in printed
     assert "large lesion too" not in printed
-    part["dice_t"] = {"mean": 0.1, "n": 123450}
+    part["dice_m"] = {"mean": 0.1, "n": 6}
     console = Console(file=io.StringIO(), width=80)
     print_table(console, part_table("title", part))
     printed = console.file.getvalue()  # type: ignore[attr-defined]

@@ -177,6 +177,17 @@ def test_sgd_with_and_without_momentum_is_refused() -> None:
         counted.step(1.0)
 
 
+def test_momentum_that_sgd_is_given_later_is_noticed() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    counted = ScaledUpdate(model, optimizer, scale="gradient")
+    gradients_at(model, 0)
+    counted.step(1.5)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match="had no momentum when the ScaledUpdate was made"):
+        counted.step(1.5)
+
+
 def test_local_training_stays_as_it_was() -> None:
     ends = []
     for wrapped in (False, True):

@@ -52,7 +52,11 @@ def summary_of(run: Path) -> dict[str, Any]:
 def small(means: Mapping[str, Any]) -> str:
     """Dice-S with how many of its images hold a large lesion too."""
     mixed = means["dice_m"]["n"]
-    return mean(means["dice_s"]).replace(")", f", {mixed} with a large one)") if mixed else mean(means["dice_s"])
+    return (
+        mean(means["dice_s"]).replace(")", f", {mixed} with a large one)")
+        if means["dice_s"]["n"]
+        else mean(means["dice_s"])
+    )
 
 
 def strata(means: Mapping[str, Any], names: Sequence[str] = tuple(STRATA)) -> list[str]:

@@ -105,6 +105,7 @@ class AlgorithmConfig:
     server_optimizer: str | None = _setting(None, "Optimizer of the server, for fedopt: adam, yogi, adagrad or sgd.")
     server_lr: float | None = _setting(None, "Learning rate of the server, for fedopt, above 0.")
     server_beta1: float | None = _setting(None, "First moment of the server, for fedopt, in [0, 1).")
+    server_tau: float | None = _setting(None, "Smallest denominator of the server's optimizer, for fedopt, above 0.")
     mu: float | None = _setting(None, "Pull toward the server's weights, for fedprox, 0 or above.")
     ditto_lambda: float | None = _setting(None, "Pull of the personal networks to the server's weights, for ditto.")
     head: str | None = _setting(None, "Part of the network that hospitals keep, for fedper.")

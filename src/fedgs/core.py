@@ -205,7 +205,7 @@ def train_locally(model: Module, rule: LocalRule, sent: Global, memory: Tensors,
         if not math.isfinite(total):
             raise TrainingError(
                 f"site '{site.name}', round {site.round}, step {steps}: the loss is {total}; "
-                "use a smaller --lr or --precision fp32, and look at this site's images"
+                "use a smaller --lr (or --server-lr) or --precision fp32, and look at this site's images"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         rule.before_step(model, optimizer, batch)
@@ -238,7 +238,7 @@ def _require_finite(site: Site, steps: int, lengths: Mapping[str, float]) -> Non
     if ruined:
         raise TrainingError(
             f"site '{site.name}', round {site.round}, step {steps}: '{ruined[0]}' is not finite after this step, the "
-            "last of its round; use a smaller --lr or --precision fp32, and look at this site's images"
+            "last of its round; use a smaller --lr (or --server-lr) or --precision fp32, and look at this site's images"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class ScaledUpdate:
         scale: str = "steps",
     ) -> None:
         refuse_unsupported(model, optimizer)
-        self._moments = moments_for(optimizer, scale, plain=exact and not count_weight_decay)
+        self._moments_now = partial(moments_for, optimizer, scale, plain=exact and not count_weight_decay)
+        self._moments = self._moments_now()
         self._model, self._optimizer, self._exact = model, optimizer, exact
         self._decouples = (lambda group: False) if count_weight_decay else decoupling(optimizer, decoupled_decay)
         self._tracks = {name: _Track(weight) for name, weight in weights_of(model).items()}
@@ -154,6 +156,10 @@ class ScaledUpdate:
             self._open_segment(scale)
         self._decay += decay
         self._touched = self._with_gradient()
+        if self._moments is None and self._moments_now() is not None:
+            raise ConfigError(
+                "SGD had no momentum when the ScaledUpdate was made, and scales gradients otherwise now; make a new one"
+            )
         if self._moments is not None:
             self._moments.before_step(p for track in self._tracks.values() for _, p in track.members)
 

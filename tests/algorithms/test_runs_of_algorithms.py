@@ -36,8 +36,10 @@ def can_be_built(name: str) -> bool:
     return True
 
 
-PAIRS = [f"{one}+{other}" for one, other in combinations(("fedgs", *EXTENSIONS), 2) if can_be_built(f"{one}+{other}")]
-"""What the table of the documentation says yes to, with FedGS for all that scales."""
+PAIRS = [
+    f"{one}+{other}" for one, other in combinations((*ALGORITHMS, *EXTENSIONS), 2) if can_be_built(f"{one}+{other}")
+]
+"""All that the table of the documentation and the words beside it say yes to."""
 
 
 def settings(data: Path, name: str) -> Any:

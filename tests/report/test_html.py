@@ -93,8 +93,8 @@ def test_every_score_stands_there_with_its_count(page, pair):
                 for stratum in ("dice", "dice_n", "dice_s", "dice_t", "dice_l"):
                     mean = scores[stratum]
                     shown = EN_DASH if mean.mean is None else f"{mean.mean:.3f}"
-                    mixed = scores["dice_m"].n if stratum == "dice_s" else 0
-                    more = f"<small>{mixed} with a large one</small>" if mixed else ""
+                    small = stratum == "dice_s" and mean.n
+                    more = f"<small>{scores['dice_m'].n} with a large one</small>" if small else ""
                     assert f"<td>{shown}<small>n = {mean.n}</small>{more}</td>" in page
     assert "False alarm" in parsed.text
 

@@ -16,6 +16,7 @@ from fedgs.study.reading import read_plan
 PRIMARY = {"outcome": "dice_t", "contrasts": [["fedgs", "matched-site"]], "margin": 0.01}
 CELLS = {"arms": ["fedgs", "matched-site"], "unseen_sites": ["Alder", "Cedar"], "seeds": [0, 1], "folds": [0, 2]}
 PLAN: dict[str, Any] = {"primary": PRIMARY, "cells": [CELLS]}
+TUNE: dict[str, Any] = {"fold": 1, "seed": 9, "search": {"fedgs": {"lr": [1.0]}}}
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
@@ -36,6 +37,20 @@ def test_the_grid_is_whole_and_the_first_seed_comes_first(tmp_path: Path) -> Non
     assert len({cell.path for cell in cells}) == len(cells)
 
 
+def test_a_hospital_may_have_any_name(tmp_path: Path) -> None:
+    long = [
+        "東京大学医学部附属病院消化器内科・内視鏡診療部門",
+        "東京大学医学部附属病院消化器内科・内視鏡診療部門二",
+        "a/b:c*?",
+        "..",
+        "x" * 400,
+    ]
+    paths = [cell.path for cell in made(tmp_path, cells=[CELLS | {"unseen_sites": long}]).cells()]
+    assert len(set(paths)) == len(paths)
+    assert all(part.isascii() and len(part) < 150 for path in paths for part in path.split("/"))
+    assert not any(set(path) & set(':*?\\"<>|') or "/../" in path for path in paths)
+
+
 def test_a_cell_that_two_tables_name_runs_once(tmp_path: Path) -> None:
     again = {"arms": ["fedgs", "local"], "unseen_sites": ["Alder"], "seeds": [0]}
     assert len(made(tmp_path, cells=[CELLS, again]).cells()) == 16 + 1
@@ -43,7 +58,7 @@ def test_a_cell_that_two_tables_name_runs_once(tmp_path: Path) -> None:
 
 def test_settings_come_from_all_then_the_arm_then_the_tuning_then_the_grid(tmp_path: Path) -> None:
     tune = {"fold": 1, "seed": 9, "rounds": 2, "search": {"fedgs": {"lr": [0.5, 0.25]}}}
-    plan = made(tmp_path, settings={"lr": 1.0, "size": 64}, arms={"fedgs": {"lr": 0.75, "batch_size": 2}}, tune=tune)
+    plan = made(tmp_path, settings={"lr": 1.0, "size": 64}, arms={"fedgs": {"batch_size": 2}}, tune=tune)
     fedgs, other = plan.cells()[:2]
     assert plan.config(fedgs).training.lr == 0.5
     assert plan.config(fedgs, {"fedgs": {"lr": 0.25}}).training.lr == 0.25
@@ -133,7 +148,23 @@ def test_cells_may_start_from_scratch_beside_those_from_a_trunk(tmp_path: Path) 
         ({"settings": {"data": "frames"}}, "'data' cannot stand in [settings]"),
         ({"arms": {"fedgs": {"lr": 0.0}}}, "lr must be"),
         ({"arms": {"../x": {}}}, "its name becomes that of a folder"),
-        ({"arms": {"fedgs": {"tuned_as": "fedgs"}}}, "unknown search in tuned_as 'fedgs'"),
+        ({"arms": {"fedgs": {"tuned_as": "fedgs"}}}, "arm 'fedgs' has 'tuned_as', but there is no table [tune]"),
+        (
+            {"arms": {"fedgs": {"tuned_as": "fedgx"}}, "tune": TUNE},
+            "unknown search in tuned_as 'fedgx'; did you mean 'fedgs'",
+        ),
+        ({"arms": {"fedgs": {"lr": 0.1}}, "tune": TUNE}, "[arms.fedgs] gives 'lr', which [tune.search.fedgs] chooses"),
+        (
+            {"arms": {"matched-site": {"lr": 0.1, "tuned_as": "fedgs"}}, "tune": TUNE},
+            "[arms.matched-site] gives 'lr', which [tune.search.fedgs] chooses",
+        ),
+        ({"tune": TUNE | {"search": {"fedgs": {"lr": [0.1, 0.2, 0.1]}}}}, "tries lr = 0.1 more than once"),
+        ({"tune": TUNE | {"search": {"fedgs": {}}}}, "[tune.search.fedgs] tries no setting"),
+        (
+            {"tune": TUNE | {"seed": 1000}, "trunk": {"rounds": 1}},
+            "seed 1000 in [tune] enters the comparison",
+        ),
+        ({"trunk": {"rounds": 1, "model_options": {"norm": "instance"}}}, "goes on from a trunk with another network"),
         ({"trunk": {"lr": 1.0}}, "[trunk] lacks 'rounds'"),
         ({"tune": {"seed": 9, "search": {}}}, "[tune] lacks 'fold'"),
         ({"tune": {"fold": 1, "seed": 9, "search": {}}}, "same number of trials, at least one; got none"),

@@ -277,19 +277,15 @@ def test_an_existing_folder_needs_resume_and_a_foreign_one_is_refused(study: Pat
     assert "holds 'letter.txt'" in refused(tmp_path / "foreign", data, plan)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "scores.csv", "rounds.jsonl"])
+@pytest.mark.parametrize("name", ["summary.json", "scores.csv", "rounds.jsonl", "masks/cases.csv", "masks/*.png"])
 def test_an_altered_cell_is_refused(name: str, study: Path) -> None:
-    path = study / CELL / name
-    path.write_bytes(path.read_bytes().replace(b"2", b"3", 1))
+    path = min((study / CELL).glob(name))
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     plan = read_plan(study / "plan.toml")
     cell = next(cell for cell in plan.cells() if cell.path == CELL)
-
-    def read_all() -> int:
-        result = StudyFolder(study).result(cell)
-        return len(result.scores) + len(result.rounds)
-
-    with pytest.raises(CheckpointError, match=name):
-        read_all()
+    with pytest.raises(CheckpointError, match=name.partition("/")[0]):
+        StudyFolder(study).result(cell).require_whole()
 
 
 def test_a_missing_cell_is_run_again_and_nothing_else(study: Path, data: Path) -> None:
@@ -385,6 +381,18 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_in_a_terminal_is_heard_by_the_study_alone_even_while_it_starts(data: Path, tmp_path: Path) -> None:
+    plan, out = written(tmp_path / "plan.toml"), tmp_path / "study"
+    process = start("study", str(plan), "--data", str(data), "--out", str(out), group=True)
+    wait_for_file(out, "plan.toml", process)  # the first process is being started now
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "Interrupted" in errors
+
+
 def test_two_studies_do_not_write_to_one_folder(study: Path, data: Path) -> None:
     from fedgs.locks import locked
 
@@ -410,6 +418,7 @@ def test_two_studies_do_not_write_to_one_folder(study: Path, data: Path) -> None
         ),
         ({"arms": ["fedgs"]}, {"model": "unett"}, "unknown model 'unett'"),
         ({"arms": ["fedgs"]}, {"size": 33}, "multiple"),
+        ({"arms": ["fedgs"]}, {"batch_size": 64}, "fewer than one batch of 64"),
         ({"arms": ["fedgs"]}, {"mu": 0.1}, "'mu' is no option of algorithm 'fedgs'"),
         ({"arms": ["fedgs+fedprox"]}, {"mu": -0.1}, "mu"),
     ],

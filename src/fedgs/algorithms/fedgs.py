@@ -112,4 +112,5 @@ def fedgs(
         raise ConfigError("server_momentum needs lr, the learning rate of the sites")
     rule = with_momentum("steps", momentum=server_momentum, lr=lr or 0.0) if server_momentum else mean_by("steps")
     local_rule = partial(ScaledSteps, eta_of(base, difficulty), scale=scale)
-    return Algorithm("fedgs", local_rule, rule, traits=frozenset({"scaled steps"}))
+    name = "fedgs" if scale == "steps" else "fedgs-gradient"
+    return Algorithm(name, local_rule, rule, traits=frozenset({"scaled steps"}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fedgs.algorithms.fedgs import fedgs
 from fedgs.core import Algorithm
 
@@ -25,5 +23,4 @@ def fedgs_gradient(
         server_momentum: In [0, 1).
         lr: Learning rate of the sites.
     """
-    made = fedgs(base, difficulty, server_momentum, lr, scale="gradient")
-    return replace(made, name="fedgs-gradient")
+    return fedgs(base, difficulty, server_momentum, lr, scale="gradient")

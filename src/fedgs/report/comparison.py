@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedgs.metrics.table import STRATA
 from fedgs.report.records import Mean, Overlay, Part, Run
 
 __all__ = [
@@ -157,7 +156,8 @@ def _subtract(part: Part, baseline: Part) -> dict[str, float | None]:
             return None
         return ours.mean - theirs.mean
 
-    return {stratum: minus(part.pooled[stratum], baseline.pooled[stratum]) for stratum in STRATA}
+    both = [stratum for stratum in part.pooled if stratum in baseline.pooled]
+    return {stratum: minus(part.pooled[stratum], baseline.pooled[stratum]) for stratum in both}
 
 
 def _varies(runs: Sequence[Run], aspect: str) -> bool:

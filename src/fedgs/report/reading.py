@@ -147,8 +147,8 @@ def _part(content: Mapping[str, Any]) -> Part:
 
 
 def _scores(content: Mapping[str, Any]) -> dict[str, Mean]:
-    known = {"dice_m": {"mean": None, "n": 0}, **content}  # which runs of earlier versions lack
-    return {stratum: _mean(known[stratum]) for stratum in STRATA}
+    told = [stratum for stratum in STRATA if stratum != "dice_m" or stratum in content]  # earlier versions lack it
+    return {stratum: _mean(content[stratum]) for stratum in told}
 
 
 def _mean(content: Mapping[str, Any]) -> Mean:

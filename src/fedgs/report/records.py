@@ -44,7 +44,7 @@ class Mean:
 
 
 Scores = Mapping[str, Mean]
-"""A mean per stratum; the keys are `fedgs.metrics.table.STRATA`."""
+"""A mean per stratum; the keys are `fedgs.metrics.table.STRATA`, less `dice_m` in runs of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def scores_table(runs: Sequence[Path]) -> Table:
 
     Returns:
         Means with counts: Dice of all images, of those flagged small, large, tiny (small as a whole) and with a lesion.
-        Where some of those flagged small hold a large lesion too, their number follows.
+        Behind the number of those flagged small stands how many of them hold a large lesion too.
     """
     summaries = [read_json(run / "summary.json") for run in runs]
     parts = [summary[part] for summary in summaries for part in _PARTS]
@@ -76,17 +76,13 @@ def _table(title: str) -> Table:
 
 def _cells(means: Mapping[str, Any]) -> list[str]:
     counts = {name: str(means[name]["n"]) for name in _STRATA}
-    if mixed := _mixed(means):
-        counts["dice_s"] += f"/{mixed}"
+    if "dice_m" in means:  # summaries of earlier versions lack it
+        counts["dice_s"] += f"/{means['dice_m']['n']}"
     return [
         f"{means[name]['mean']:.3f} ({count})" if means[name]["mean"] is not None else "- (0)"
         for name, count in counts.items()
     ]
 
 
-def _mixed(means: Mapping[str, Any]) -> int:
-    return int(means.get("dice_m", {"n": 0})["n"])  # summaries of earlier versions lack it
-
-
 def _remark(parts: Sequence[Mapping[str, Any]]) -> str:
-    return _REMARK if any(map(_mixed, parts)) else ""
+    return _REMARK if any("dice_m" in part for part in parts) else ""

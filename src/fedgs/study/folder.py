@@ -31,7 +31,6 @@ from fedgs.resume import describe_cases
 from fedgs.run_folder import RunFolder
 from fedgs.study.plan import Cell, Plan, Primary, Run, Trial, Trunk
 from fedgs.study.reading import read_plan
-from fedgs.summary import TESTS
 from fedgs.tables import as_csv
 
 __all__ = ["Result", "StudyFolder"]
@@ -81,19 +80,14 @@ class Result:
         Raises:
             CheckpointError: A file is missing or was altered.
         """
-        for name in ("scores.csv", "rounds.jsonl"):
+        for name in self.summary["files"]:
             self._intact(name)
-        flagged = sum(self.summary[part]["dice_s"]["n"] for part in TESTS)
-        if "arm" in self.told and flagged and not (self.path / "masks" / "cases.csv").is_file():
-            raise CheckpointError(
-                f"{self.path}: its masks are missing; restore them from a copy, or run the cell again"
-            )
 
     def _intact(self, name: str) -> Path:
         path = self.path / name
         with understood(self.path / "summary.json"):
             expected = self.summary["files"][name]
-        if not path.is_file() or _hash_of(path) != expected:
+        if not path.exists() or _hash_of(path) != expected:
             raise CheckpointError(f"{path}: is missing or was altered; restore it from a copy, or run the cell again")
         return path
 
@@ -200,15 +194,17 @@ class StudyFolder:
         for name in kept:
             (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(work.path / name, made / name)
+        hashed = ["rounds.jsonl", "scores.csv"]
         if (work.path / "masks").is_dir() and isinstance(run, Cell):
             shutil.copytree(work.path / "masks", made / "masks")
+            hashed.append("masks")
         summary = {name: value for name, value in work.summary().items() if name != "own_scores"}
         scores = read_scores(work.path / "scores.csv")
         write_atomically(made / "scores.csv", as_csv(scores[scores["round"] == summary["round"]]))
         machine = {name: work.environment()[name] for name in ("fedgs", "torch", "device", "threads")}
         started = work.environment().get("init_from", {}).get("sha256")
         noted = {"settings": as_settings(config), "data": work.environment()["data"], "start": started}
-        files = {name: _hash_of(made / name) for name in ("rounds.jsonl", "scores.csv")}
+        files = {name: _hash_of(made / name) for name in hashed}
         write_json(
             made / "summary.json", sealed({**summary, "files": files, "study": {**noted, "machine": machine, **about}})
         )
@@ -338,6 +334,10 @@ def as_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _hash_of(path: Path) -> str:
+    """Of the bytes of a file; of a folder, of the names and hashes of all that is in it."""
+    if path.is_dir():
+        inside = "".join(f"{each.name} {_hash_of(each)}\n" for each in sorted(path.iterdir()))
+        return hashlib.sha256(inside.encode()).hexdigest()
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,6 +23,10 @@ BASELINE = "fedavg-published"
 
 TRUNK_SEEDS = 1000
 """Added to the seed of a trunk, so that those who go on from it draw batches that it has not seen."""
+
+
+_LONGEST = 100
+"""Characters of a part of a file name; most file systems take 255 in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ class Trial:
     def path(self) -> str:
         """Where it lies in the folder of the study."""
         chosen = ",".join(f"{name}={value}" for name, value in self.choice)
-        return f"tune/{self.search}/{quote(chosen, safe=',=+')}"
+        return f"tune/{self.search}/{_file_name(chosen)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ class Trunk:
     @property
     def path(self) -> str:
         """Where it lies in the folder of the study."""
-        return f"trunks/{_group(self.unseen_site, self.fold, self.seed)}{quote(self.network, safe=',=+')}"
+        return f"trunks/{_group(self.unseen_site, self.fold, self.seed)}{_file_name(self.network)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +209,20 @@ class Plan:
         self._check_names()
         self._check_tuning()
         for cell in self.cells():
-            self.config(cell)
+            own = self.config(cell).model
+            network = own.model, own.model_options
+            if cell.trunk and network != ((trunk := self.config(cell.trunk).model).model, trunk.model_options):
+                raise ConfigError(
+                    f"{cell.path}: goes on from a trunk with another network; give 'model' and 'model_options' in "
+                    "[settings] or in the table of the arm, and not in [trunk]"
+                )
 
     def _check_names(self) -> None:
         run = {arm for block in self.blocks for arm in block.arms}
+        if self.tune is None and (tuned := [arm.name for arm in self.arms.values() if arm.tuned_as]):
+            raise ConfigError(
+                f"arm '{tuned[0]}' has 'tuned_as', but there is no table [tune]; add one, or leave it out"
+            )
         for kind, names, known in (
             ("arm", [*run, *_searches(self)], self.arms),
             ("arm in the contrasts of [primary]", [arm for pair in self.primary.contrasts for arm in pair], run),
@@ -226,13 +241,33 @@ class Plan:
             raise ConfigError(f"every search in [tune] must have the same number of trials, at least one; got {told}")
         if self.tune.outcome not in OUTCOMES:
             raise unknown_choice("outcome in [tune]", self.tune.outcome, OUTCOMES)
+        for name, grid in self.tune.searches.items():
+            self._check_search(name, grid)
         tried = self.config(self.trials(next(iter(counts)))[0])
+        seeds = {seed for block in self.blocks for seed in block.seeds}
+        seeds |= {TRUNK_SEEDS + seed for block in self.blocks for seed in block.seeds if block.from_trunk}
         for what, value, used in (
             ("fold", tried.data.fold, {fold for block in self.blocks for fold in block.folds}),
-            ("seed", tried.federation.seed, {seed for block in self.blocks for seed in block.seeds}),
+            ("seed", tried.federation.seed, seeds),
         ):
             if value in used:
                 raise ConfigError(f"{what} {value} in [tune] enters the comparison; tune on another {what}")
+
+    def _check_search(self, name: str, grid: Mapping[str, tuple[Any, ...]]) -> None:
+        """Makes sure that a search tries something, nothing twice, and nothing that is settled otherwise."""
+        if not grid:
+            raise ConfigError(
+                f"[tune.search.{name}] tries no setting; name one with its values, such as lr = [5e-4, 1e-3]"
+            )
+        for setting, values in grid.items():
+            if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
+                raise ConfigError(f"[tune.search.{name}] tries {setting} = {repeated[0]} more than once")
+        for arm in self.arms.values():
+            settled = sorted(grid.keys() & arm.settings.keys()) if _search_of(self, arm) == name else []
+            if settled:
+                raise ConfigError(
+                    f"[arms.{arm.name}] gives '{settled[0]}', which [tune.search.{name}] chooses; leave it out there"
+                )
 
     def trials(self, search: str) -> list[Trial]:
         """Lists the runs of a search."""
@@ -333,5 +368,13 @@ def _search_of(plan: Plan, arm: Arm) -> str | None:
 
 
 def _group(unseen_site: str | None, fold: int, seed: int) -> str:
-    left_out = "all-sites" if unseen_site is None else f"without-{quote(unseen_site, safe=' ')}"
+    left_out = "all-sites" if unseen_site is None else f"without-{_file_name(unseen_site)}"
     return f"{left_out}-fold{fold}-seed{seed}"
+
+
+def _file_name(text: str) -> str:
+    """Gives text as part of a file name that any file system takes; a long one is cut, and told apart by a hash."""
+    coded = quote(text, safe=" ,=+")
+    if len(coded) <= _LONGEST:
+        return coded
+    return f"{coded[: _LONGEST // 2]}~{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fedgs.assembly import build_algorithm, build_network, build_objective, require_split, resolve
+from fedgs.assembly import (
+    build_algorithm,
+    build_network,
+    build_objective,
+    require_split,
+    resolve,
+    split_of,
+    steps_of,
+)
 from fedgs.config import RunConfig, configure
 from fedgs.data.index import Index, Progress, open_data
-from fedgs.errors import ConfigError, ShapeError, unknown_choice
+from fedgs.errors import ConfigError, DataError, ShapeError, unknown_choice
 from fedgs.locks import locked
 from fedgs.own import own_of
 from fedgs.study.folder import StudyFolder, described
@@ -102,6 +113,20 @@ def _processes() -> Any:
     return context
 
 
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Lets processes that are started here never hear Ctrl-C, which is for this one; not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def prepare(plan: Plan, data: Path | None, on_indexing: Progress | None) -> Index:
     """Opens the data of a study and makes sure that no run is refused later for what could be known now.
 
@@ -121,7 +146,8 @@ def prepare(plan: Plan, data: Path | None, on_indexing: Progress | None) -> Inde
             _require_possible(plan.config(run))
         except (ConfigError, ShapeError) as error:
             raise type(error)(f"{run.path}: {error}") from error
-    configs = [plan.config(run) for run in plan.runs()]
+    runs = list(plan.runs())
+    configs = [plan.config(run) for run in runs]
     indexes = {
         config.data.size: open_data(data, adapter=config.data.adapter, size=config.data.size, on_progress=on_indexing)
         for config in {config.data.size: config for config in configs}.values()
@@ -131,7 +157,19 @@ def prepare(plan: Plan, data: Path | None, on_indexing: Progress | None) -> Inde
     for config in configs:
         if config.data.unseen_site is not None and config.data.unseen_site not in sites:
             raise unknown_choice("hospital in unseen_sites", config.data.unseen_site, sites)
+    batches = {str((config.data, config.training.batch_size)): run for run, config in zip(runs, configs, strict=True)}
+    for run in batches.values():
+        _require_batches(run, plan.config(run), index)
     return index
+
+
+def _require_batches(run: Run, config: RunConfig, index: Index) -> None:
+    split = split_of(config, index, None)
+    for site, cases in split.loc[split["part"] == "train", "site"].value_counts().items():
+        try:
+            steps_of(config, str(site), int(cases))
+        except DataError as error:
+            raise DataError(f"{run.path}: {error}") from error
 
 
 def _require_possible(config: RunConfig) -> None:
@@ -234,7 +272,8 @@ class Board:
         ours, theirs = context.Pipe(duplex=False)
         arguments = (config, self.folder.work(run), self.plan.threads, theirs)
         process = context.Process(target=work, args=arguments, daemon=True)
-        process.start()
+        with _deaf_children():
+            process.start()
         theirs.close()
         self._tasks[ours] = _Task(run, config, process)
 
@@ -310,5 +349,5 @@ class Board:
         begun = sum(task.rounds or 0.0 for task in self._tasks.values())
         pace = self._rounds_done / (time.monotonic() - self._started)
         running = {task.run.path: task.status for task in self._tasks.values()}
-        eta = (left - begun) / pace if pace > 0 else None
+        eta = (left - begun) / pace if pace > 0 and left > begun else None  # when test images are scored, it is unknown
         return Status(len(self._rounds), len(self._finished), self._failed, running, eta)
