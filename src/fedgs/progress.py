@@ -79,9 +79,9 @@ class Clock:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the last round is done; None before the first steps."""
-        gone = self.done - self._before if self.rounds else 0.0
-        return (time.monotonic() - self._started) / gone * (self.rounds - self.done) if gone > 0 else None
+        """Seconds until the last round is done; None before the first steps, and after it, when tests are scored."""
+        gone, left = (self.done - self._before, self.rounds - self.done) if self.rounds else (0.0, 0.0)
+        return (time.monotonic() - self._started) / gone * left if gone > 0 and left > 0 else None
 
     def status(self) -> str:
         """Site, loss, Dice and time left, in one line."""

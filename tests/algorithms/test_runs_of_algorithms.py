@@ -15,6 +15,7 @@ from fedgs.algorithms import ALGORITHMS, EXTENSIONS, build
 from fedgs.errors import ConfigError
 from fedgs.events import Event, SiteFinished
 from fedgs.experiment import train
+from fedgs.models import OBJECTIVES
 from fedgs.run_folder import RunFolder
 from runs import make_phantom, tiny_config
 
@@ -79,6 +80,17 @@ def test_it_trains_and_goes_on_to_the_same_bytes(name: str, data: Path, tmp_path
         for site in record["sites"].values():
             assert site["norm_ratio"] > 0
             assert -1 <= site["cosine"] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.for_any])
+def test_every_objective_trains_and_goes_on_to_the_same_bytes(objective: str, data: Path, tmp_path: Path) -> None:
+    config = configure(settings(data, "fedgs"), objective=objective)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole)
+    stopped_in(2, config, stopped)
+    assert_same_bytes(stopped, whole)
+    told = {name for record in records(whole) for site in record["sites"].values() for name in site["terms"]}
+    assert told == set(OBJECTIVES[objective].weights)
 
 
 @pytest.mark.slow
