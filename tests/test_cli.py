@@ -362,7 +362,7 @@ def test_tables_never_cut_a_number_off(tmp_path: Path) -> None:
     print_table(console, part_table("title", part))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.123 (123456/6)" in printed
-    assert "those of them that hold a large lesion too" in " ".join(printed.split())
+    assert "of the n images, m hold a large lesion too" in " ".join(printed.split())
 
 
 def test_report_of_two_runs_stands_beside_them(finished: Path, data: Path, tmp_path: Path) -> None:

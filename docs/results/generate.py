@@ -192,6 +192,17 @@ def trials(groups: Mapping[str, Path]) -> str:
     return rows(["search", "choice", "rounds", "validation Dice-N"], body)
 
 
+def convergence(tables: Mapping[str, Path]) -> str:
+    """Of studies, by study.csv, how much the baseline rose over the last quarter of the rounds, a row per hospital."""
+    body = []
+    for table in tables.values():
+        cells = pd.read_csv(table)
+        for _, cell in cells[(cells["state"] == "finished") & (cells["arm"] == "fedavg-published")].iterrows():
+            verdict = "yes" if cell["converged"] else "no"
+            body.append([cell["unseen_site"], str(cell["seed"]), cell["start"], f"{cell['gain']:+.4f}", verdict])
+    return rows(["left out", "seed", "from", "validation Dice-N over the last quarter", "converged"], body)
+
+
 def precision(runs: Mapping[str, Path]) -> str:
     """Dice-N of every seed in float32 and in bf16, and how their differences compare with the range over seeds."""
     body = []
@@ -220,6 +231,7 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "mechanism": mechanism,
     "cells": cells,
     "trials": trials,
+    "convergence": convergence,
     "precision": precision,
 }
 

@@ -20,7 +20,7 @@ _PARTS = {
     "validation": "Validation",
 }
 _STRATA = {"dice": "Dice all", "dice_s": "small", "dice_l": "large", "dice_t": "tiny", "dice_n": "with lesion"}
-_REMARK = "; small: images / those of them that hold a large lesion too"
+_CAPTION = "small (n/m): of the n images, m hold a large lesion too"
 
 
 def scores_table(runs: Sequence[Path]) -> Table:
@@ -35,7 +35,7 @@ def scores_table(runs: Sequence[Path]) -> Table:
     """
     summaries = [read_json(run / "summary.json") for run in runs]
     parts = [summary[part] for summary in summaries for part in _PARTS]
-    table = _table("Scores after the last round: mean (images)" + _remark(parts))
+    table = _table("Scores after the last round: mean (images)", parts)
     for part, title in _PARTS.items():
         rows = [(summary["algorithm"], summary[part]) for summary in summaries if summary[part]["dice"]["n"]]
         if rows:
@@ -52,7 +52,7 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
         title: What stands above.
         part: A part's summary.
     """
-    table = _table(f"{title}: mean (images)" + _remark([part, *part["sites"].values()]))
+    table = _table(f"{title}: mean (images)", [part])
     for site, means in part["sites"].items():
         table.add_row(Text(site), *_cells(means))
     table.add_section()
@@ -60,10 +60,12 @@ def part_table(title: str, part: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def _table(title: str, parts: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
         title=Text(title, style="italic"),
         title_justify="left",
+        caption=_CAPTION if any("dice_m" in part for part in parts) else None,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
@@ -82,7 +84,3 @@ def _cells(means: Mapping[str, Any]) -> list[str]:
         f"{means[name]['mean']:.3f} ({count})" if means[name]["mean"] is not None else "- (0)"
         for name, count in counts.items()
     ]
-
-
-def _remark(parts: Sequence[Mapping[str, Any]]) -> str:
-    return _REMARK if any("dice_m" in part for part in parts) else ""

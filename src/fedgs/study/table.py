@@ -129,9 +129,15 @@ def overview(plan: Plan, cells: pd.DataFrame) -> Iterator[Table]:
         cells: As `cells_table` gives them.
     """
     shown = list(dict.fromkeys((plan.primary.outcome, "dice_s", "dice_n")))
-    remark = "; Dice-S: images / those of them that hold a large lesion too"
-    title = f"{plan.name}: mean over finished cells (images of all cells), judged by {_title(shown[0])}{remark}"
-    table = Table(title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    title = f"{plan.name}: mean over finished cells (images of all cells), judged by {_title(shown[0])}"
+    caption = "Dice-S (n/m): of the n images, m hold a large lesion too"
+    head: dict[str, Any] = {
+        "title": Text(title, style="italic"),
+        "title_justify": "left",
+        "caption": caption,
+        "caption_justify": "left",
+    }
+    table = Table(**head, box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("arm", "start", "cells", "tuned", "converged"):
         table.add_column(name, overflow="fold")
     for part in _PARTS:
