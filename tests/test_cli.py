@@ -86,10 +86,12 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
 
 def test_test_images_are_scored_in_every_way_and_validation_by_pixels(finished: Path, data: Path) -> None:
     scores, summary = read_scores(finished / "scores.csv"), json.loads((finished / "summary.json").read_text())
-    computed = [name for name in DETAILS if name not in ("hd95", "assd", "surface_dice", "ece", "size_quartile")]
+    may_lack = ("hd95", "assd", "surface_dice", "ece", "size_quartile")
+    computed = [name for name in DETAILS if name not in ("is_mixed", *may_lack)]
     tested = scores["part"].isin(("test_in", "test_out"))
     assert scores.loc[tested, computed].notna().all(axis=None)
     assert scores.loc[~tested, computed].isna().all(axis=None)
+    assert scores["is_mixed"].notna().all()  # known of the mask alone
     split = pd.read_csv(finished / "split.csv")
     train = split[split["part"] == "train"]
     areas = open_data(data, size=32).table.merge(train, on=["site", "case"])["lesion_area"]

@@ -267,7 +267,7 @@ def test_an_enabled_scaler_is_refused() -> None:
     model = network()
     counted = ScaledUpdate(model, torch.optim.AdamW(model.parameters()), scale="gradient")
     gradients_at(model, 0)
-    with pytest.raises(ConfigError, match="train in bfloat16"):
+    with pytest.raises(ConfigError, match="use bfloat16"):
         counted.step(1.0, scaler=torch.amp.GradScaler("cpu"))
 
 

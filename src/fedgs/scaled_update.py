@@ -119,10 +119,7 @@ class ScaledUpdate:
                 with an enabled scaler; or, with ``exact=False``, one step decays the weights by more than 1e-3.
         """
         if scaler is not None and scaler.is_enabled() and self._moments is not None:
-            raise ConfigError(
-                "scale='gradient' needs gradients as they are, not those of an enabled GradScaler; train in bfloat16, "
-                "or use scale='steps'"
-            )
+            raise ConfigError("scale='gradient' excludes an enabled GradScaler; use bfloat16 or scale='steps'")
         if scaler is not None and scaler.is_enabled() and closure is not None:
             raise ConfigError("a closure and an enabled GradScaler exclude each other; pass one of them")
         self.before_step(scale)
@@ -156,12 +153,10 @@ class ScaledUpdate:
             self._open_segment(scale)
         self._decay += decay
         self._touched = self._with_gradient()
-        if self._moments is None and self._moments_now() is not None:
-            raise ConfigError(
-                "SGD had no momentum when the ScaledUpdate was made, and scales gradients otherwise now; make a new one"
-            )
         if self._moments is not None:
             self._moments.before_step(p for track in self._tracks.values() for _, p in track.members)
+        elif self._moments_now() is not None:
+            raise ConfigError("SGD had no momentum when the ScaledUpdate was made, but has now; make a new one")
 
     @torch.no_grad()
     def after_step(self, *, taken: bool = True) -> None:
@@ -280,8 +275,7 @@ class ScaledUpdate:
                     track.total = added if track.total is None else track.total.add_(added)
 
     def _with_gradient(self) -> set[int]:
-        members = (parameter for track in self._tracks.values() for _, parameter in track.members)
-        return {id(parameter) for parameter in members if parameter.grad is not None}
+        return {id(p) for track in self._tracks.values() for _, p in track.members if p.grad is not None}
 
     def _sign(self) -> list[tuple[int, bool]]:
         return [(id(p), p.requires_grad) for group in self._optimizer.param_groups for p in group["params"]]
