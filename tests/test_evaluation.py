@@ -30,6 +30,9 @@ class Frames:
                 "is_tiny": [True],
                 "is_mixed": [False],
                 "lesion_area": [6],
+                "patient": [None],
+                "image_hash": ["5e"],
+                "near_hash": [""],
             }
         )
 
@@ -101,7 +104,8 @@ def test_details_are_computed_where_they_are_asked_for() -> None:
     plain, detailed = (scored(everything, detailed=each, size_quartiles=(1.0, 6.0, 9.0)).iloc[0] for each in (0, 1))
     assert plain["size_quartile"] == detailed["size_quartile"] == 2
     of_the_mask = ["is_mixed", "size_quartile"]
-    assert plain[[name for name in DETAILS if name not in of_the_mask]].isna().all()
+    assert plain[[name for name in (*DETAILS, "group") if name not in of_the_mask]].isna().all()
+    assert detailed["group"] == "A/x"
     assert detailed["diagonal"] == pytest.approx(512 * 2**0.5)
     assert detailed["hd95"] > 200
     assert detailed["surface_dice"] == 0.0

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from fedgs.data.batches import scoring_batches
 from fedgs.data.index import Index
 from fedgs.data.lesions import MASK_SIZE
+from fedgs.data.linked import group_names
 from fedgs.errors import TrainingError
 from fedgs.metrics.case import detailed_scores
 from fedgs.metrics.functional import confusion, dice
@@ -110,6 +111,7 @@ class Scorer:
             A row per case with the columns of scores.csv.
         """
         scores: list[dict[str, Any]] = []
+        groups = group_names(index.table) if self.detailed else None
         for prediction in self.predict(model, index, rows):
             case = index.table.iloc[prediction.row]
             counts = confusion(prediction.mask, prediction.truth)
@@ -119,6 +121,7 @@ class Scorer:
                 | counts._asdict()
                 | {"size_quartile": quartile_of(case["lesion_area"], self.size_quartiles)}
                 | (_details(prediction, index.small_rule.fraction) if self.detailed else {})
+                | ({} if groups is None else {"group": groups[prediction.row]})
             )
             on_prediction(prediction, scores[-1]["dice"])
         return with_details(pd.DataFrame(scores))

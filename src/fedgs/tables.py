@@ -12,7 +12,7 @@ from fedgs.errors import DataError
 
 __all__ = ["NULLABLE", "as_csv", "escape", "read_csv", "unescape"]
 
-NULLABLE: Mapping[type, str] = {int: "Int64", float: "float64", bool: "boolean"}
+NULLABLE: Mapping[type, str] = {int: "Int64", float: "float64", bool: "boolean", str: "string"}
 """Types of pandas for columns in which a cell may be empty."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -50,7 +50,7 @@ def read_csv(path: Path, types: Mapping[str, type], *, optional: Collection[str]
     Args:
         path: The table, UTF-8.
         types: `int`, `float` or `bool` by column; other columns are text.
-        optional: Columns in which a cell may be empty: numbers and flags, with pandas' ``Int64`` and ``boolean``.
+        optional: Columns in which a cell may be empty, with the types of pandas in `NULLABLE`.
 
     Raises:
         DataError: It cannot be read, or a value is not of its type.

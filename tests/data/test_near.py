@@ -16,7 +16,7 @@ from PIL import Image
 from fedgs.data import find_cases, near, phantom
 from fedgs.data.images import read_image
 from fedgs.data.index import Index
-from fedgs.data.linked import linked_rows, near_rows, shown_among
+from fedgs.data.linked import group_names, linked_rows, near_rows, shown_among
 from fedgs.data.near import MOST_BITS, MOST_COARSE_BITS, hash_distance, near_groups, near_hash, near_pairs
 from fedgs.data.splits import FOLDS, leaks, published_split, split_cases
 
@@ -162,6 +162,7 @@ def test_what_is_linked_is_what_a_walk_over_all_links_finds() -> None:
         {
             "site": rng.choice(["A", "B"], count),
             "patient": [None if rng.random() < 0.7 else str(rng.integers(20)) for _ in range(count)],
+            "case": [f"{number:03}" for number in range(count)],
             "image_hash": [f"{number}" for number in rng.integers(0, 400, count)],
             "near_hash": [
                 looks[look][:-1] + detail for look, detail in zip(rng.integers(0, 300, count), "05af" * 30, strict=True)
@@ -191,6 +192,11 @@ def test_what_is_linked_is_what_a_walk_over_all_links_finds() -> None:
     groups = {frozenset(walk(row, with_patients=True)) for row in range(count)}
     assert [set(rows) for rows in linked_rows(table)] == sorted(map(set, groups), key=min)
     assert 10 < len(groups) < count - 20
+    names = group_names(table)
+    assert {frozenset(row for row in range(count) if names[row] == name) for name in names} == groups
+    assert all(
+        names[row] == f"{table['site'][min(group)]}/{table['case'][min(group)]}" for group in groups for row in group
+    )
     before, after = table.iloc[:60], table.iloc[60:]
     expected = [min(walk(row, with_patients=False)) < 60 for row in range(60, count)]
     assert shown_among(after, before).tolist() == expected

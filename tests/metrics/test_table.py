@@ -23,7 +23,7 @@ from fedgs.metrics.table import (
 )
 from fedgs.tables import as_csv
 
-NEEDED = [name for name in SCORE_COLUMNS if name not in DETAILS]
+NEEDED = [name for name in SCORE_COLUMNS if name not in (*DETAILS, "group")]
 
 kinds = st.sampled_from(["free", "tiny", "small", "mixed", "large"])
 rows = st.lists(
@@ -177,6 +177,7 @@ def test_reading_says_what_is_wrong(tmp_path):
 def test_details_keep_their_type_and_every_digit_and_may_be_empty(tmp_path):
     scores = with_details(table([("C1", "tiny", 0.5, 0), ("C1", "free", 1.0, 0)]))
     scores["hd95"], scores["lesions"] = [1 / 3, np.nan], pd.array([3, None], dtype="Int64")
+    scores["group"] = pd.array(["C1/=1", None], dtype="string")
     path = tmp_path / "scores.csv"
     path.write_text(as_csv(scores))
     again = read_scores(path)

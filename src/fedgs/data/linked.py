@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fedgs.data.near import near_groups
 
-__all__ = ["linked_rows", "near_rows", "shown_among"]
+__all__ = ["group_names", "linked_rows", "near_rows", "shown_among"]
 
 Rows = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int32]
@@ -28,6 +28,23 @@ def linked_rows(cases: pd.DataFrame) -> list[Rows]:
         Positions of the rows of each group, ascending; the groups in the order of their first rows.
     """
     return _members(_linked(cases, ["image_hash"], ["site", "patient"]).tolist())
+
+
+def group_names(cases: pd.DataFrame) -> list[str]:
+    """Names the group of `linked_rows` that each case is in, by the first case of the group.
+
+    Args:
+        cases: Columns site, case, patient, image_hash and near_hash.
+
+    Returns:
+        ``SITE/CASE`` per row; so a case that is like no other has its own name.
+    """
+    names = [""] * len(cases)
+    for rows in linked_rows(cases):
+        first = cases.iloc[rows[0]]
+        for row in rows:
+            names[row] = f"{first['site']}/{first['case']}"
+    return names
 
 
 def shown_among(cases: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.bool_]:

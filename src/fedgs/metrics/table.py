@@ -53,11 +53,14 @@ the lesions in the run's training images. `diagonal` of the image, `hd95` and `a
 others are counts of lesions, by IoU above 0.1 and 0.5.
 """
 
-SCORE_COLUMNS = (*_NEEDED, *DETAILS)
+_OPTIONAL: dict[str, type] = DETAILS | {"group": str}
+
+SCORE_COLUMNS = (*_NEEDED, *_OPTIONAL)
 """Columns of scores.csv: `lesion_area` in pixels of the 512 x 512 mask; tp, fp, fn and pixels at the score size.
 
-`network` is empty, or, where sites share nothing, the site whose network was scored. `DETAILS` may be absent: tables
-of earlier versions lack them.
+`network` is empty, or, where sites share nothing, the site whose network was scored. `group` is equal for cases that
+show one patient or almost the same image, see `fedgs.data.linked.group_names`, and empty where `DETAILS` were not
+computed. Both may be absent: tables of earlier versions lack them.
 """
 
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_m", "dice_l", "lesion_free")
@@ -69,7 +72,7 @@ _TYPES = (
     | dict.fromkeys(("part", "site", "case", "network"), str)
     | _FLAGS
     | {"dice": float}
-    | DETAILS
+    | _OPTIONAL
 )
 
 
@@ -101,7 +104,7 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
     prediction has any pixel. An image that several networks were scored on counts once, with the mean over them.
 
     Args:
-        scores: A row per case and network with `SCORE_COLUMNS`; `DETAILS` and further columns are ignored.
+        scores: A row per case and network with `SCORE_COLUMNS`; `DETAILS`, `group` and further columns are ignored.
 
     Returns:
         JSON-ready means in [0, 1] with their counts; a stratum without images has mean None and n 0, never 0.0.
@@ -128,27 +131,27 @@ def summarise(scores: pd.DataFrame) -> PartSummary:
 def read_scores(path: Path) -> pd.DataFrame:
     """Reads scores.csv of a run with names as text (a site may be called ``007`` or ``NA``) and exact numbers.
 
-    `DETAILS` that the file lacks, since an earlier version wrote it, are there and empty.
+    `DETAILS` and `group`, if the file lacks them since an earlier version wrote it, are there and empty.
 
     Raises:
         DataError: The file is missing or lacks another column.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such table; expected scores.csv of a run, restore it from a copy or run again")
-    table = read_csv(path, _TYPES, optional=DETAILS)
+    table = read_csv(path, _TYPES, optional=_OPTIONAL)
     _check_columns(table, str(path))
     return with_details(table)
 
 
 def with_details(scores: pd.DataFrame) -> pd.DataFrame:
-    """Gives the same rows with all `SCORE_COLUMNS` in their order; `DETAILS` that are missing are empty."""
-    kinds = {name: NULLABLE[kind] for name, kind in DETAILS.items()}
+    """Gives the same rows with all `SCORE_COLUMNS` in their order; what may be absent and is, is empty."""
+    kinds = {name: NULLABLE[kind] for name, kind in _OPTIONAL.items()}
     return scores.reindex(columns=list(SCORE_COLUMNS)).astype(kinds)
 
 
 def without_empty_details(scores: pd.DataFrame) -> pd.DataFrame:
-    """Leaves out those `DETAILS` that no row has; so a table of an earlier version is what it was."""
-    return scores.drop(columns=[name for name in DETAILS if name in scores and scores[name].isna().all()])
+    """Leaves out columns that may be absent and that no row has; so a table of an earlier version is what it was."""
+    return scores.drop(columns=[name for name in _OPTIONAL if name in scores and scores[name].isna().all()])
 
 
 def _over_networks(scores: pd.DataFrame) -> pd.DataFrame:
