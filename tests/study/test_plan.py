@@ -104,6 +104,34 @@ def test_arms_of_one_network_share_a_trunk_that_draws_other_batches(tmp_path: Pa
     assert seeds.isdisjoint({plan.config(cell).federation.seed for cell in plan.cells()})
 
 
+def test_the_default_network_has_a_trunk_of_its_own(tmp_path: Path) -> None:
+    arms, settings = {"matched-site": {"model_options": {}}}, {"model_options": {"norm": "instance"}}
+    plan = made(tmp_path, arms=arms, settings=settings, trunk={"rounds": 1})
+    first, second, *_ = plan.cells()
+    assert first.trunk is not None
+    assert second.trunk is not None
+    assert second.trunk.path == f"{first.trunk.path},model_options=none"
+    assert plan.config(second.trunk).model == plan.config(second).model != plan.config(first).model
+
+
+def test_a_trunk_takes_the_rate_of_the_baseline_with_its_network(tmp_path: Path) -> None:
+    batch = {"model_options": {"norm": "batch"}}
+    arms = {
+        "fedgs": {"tuned_as": "fedavg-published"},
+        "plain": {"algorithm": "fedavg-published", "tuned_as": "fedbn"} | batch,
+        "fedbn": batch,
+    }
+    tune = TUNE | {"search": {"fedavg-published": {"lr": [1.0]}, "fedbn": {"lr": [2.0]}}}
+    cells = [CELLS | {"arms": ["fedgs", "plain", "fedbn", "fedavg-published"]}]
+    primary = PRIMARY | {"contrasts": [["fedgs", "plain"]]}
+    plan = made(tmp_path, arms=arms, cells=cells, primary=primary, trunk={"rounds": 1}, tune=tune)
+    of_fedgs, of_plain, of_fedbn = (cell.trunk for cell in plan.cells()[:3])
+    assert of_plain == of_fedbn
+    assert plan.search_of(of_fedgs) == "fedavg-published"
+    assert plan.search_of(of_plain) == "fedbn"
+    assert plan.config(of_plain).training.lr == 2.0
+
+
 def test_cells_may_start_from_scratch_beside_those_from_a_trunk(tmp_path: Path) -> None:
     cells = [CELLS, CELLS | {"from_trunk": False}]
     plan = made(tmp_path, cells=cells, trunk={"rounds": 7}, scratch={"rounds": 9}, settings={"rounds": 2})
@@ -186,6 +214,18 @@ def test_cells_may_start_from_scratch_beside_those_from_a_trunk(tmp_path: Path) 
         (
             {"tune": {"fold": 1, "seed": 9, "outcome": "auc", "search": {"fedgs": {"lr": [1.0]}}}},
             "outcome in [tune] 'auc'",
+        ),
+        ({"trunk": {"rounds": 1, "lr": 0.1}, "tune": TUNE}, "[trunk] gives 'lr', which [tune.search.fedgs] chooses"),
+        ({"scratch": {"lr": 0.1}, "tune": TUNE}, "[scratch] gives 'lr', which [tune.search.fedgs] chooses"),
+        ({"tune": TUNE | {"split_seed": 5}}, "[tune] gives 'split_seed', and so other folds"),
+        ({"tune": TUNE | {"search": {"fedgs": {"rounds": [1, 2]}}}}, "cannot choose 'rounds', which all runs share"),
+        ({"arms": {"fedgs": {"split_seed": 3}}}, "[arms.fedgs] gives 'split_seed', in which all arms must be alike"),
+        ({"arms": {"fedgs": {"rounds": 3}}}, "[arms.fedgs] gives 'rounds', in which all arms must be alike"),
+        ({"arms": {"fedgs": {"tuned_as": ["fedgs"]}}, "tune": TUNE}, "must be the name of a search, got ['fedgs']"),
+        ({"arms": {"fedgs": {"tuned_as": ""}}, "tune": TUNE}, "must be the name of a search, got ''"),
+        (
+            {"primary": PRIMARY | {"contrasts": [["fedgs", "matched-site"], ["matched-site", "fedgs"]]}},
+            "name fedgs and matched-site more than once",
         ),
         ({"name": 3}, "name must be text"),
         ({"threads": 0}, "threads must be a whole number, at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -22,14 +23,17 @@ from rich.console import Console
 
 from bad_places import start
 from fedgs.data.index import open_data
+from fedgs.data.splits import split_cases
 from fedgs.errors import CheckpointError, ConfigError
 from fedgs.files import read_json, sealed
 from fedgs.metrics.table import read_scores
+from fedgs.study import estimate as estimating
+from fedgs.study.estimate import Cost, estimate
 from fedgs.study.folder import StudyFolder
-from fedgs.study.plan import OUTCOMES, Cell, Trunk
+from fedgs.study.plan import BASELINE, OUTCOMES, Cell, Trunk
 from fedgs.study.reading import read_plan
 from fedgs.study.runner import Status, run_study
-from fedgs.study.table import cells_table, gain, overview
+from fedgs.study.table import cells_table, gain, is_converged, overview
 from runs import command, environment, fedgs, make_phantom
 
 PLAN: dict[str, Any] = {
@@ -141,7 +145,7 @@ def test_the_masks_are_those_that_were_scored(finished: Path, data: Path) -> Non
 
 def test_the_choice_of_the_tuning_is_that_of_validation_and_is_marked(finished: Path) -> None:
     folder, plan = StudyFolder(finished), read_plan(finished / "plan.toml")
-    means = {trial.choice: folder.result(trial).validation("dice_n")[-1] for trial in plan.trials("fedavg-published")}
+    means = {trial.choice: folder.result(trial).validation("dice_n")[1] for trial in plan.trials("fedavg-published")}
     best = dict(max(means, key=lambda choice: means[choice]))
     assert folder.chosen(plan) == {"fedavg-published": best}
     for cell in plan.cells():
@@ -151,6 +155,16 @@ def test_the_choice_of_the_tuning_is_that_of_validation_and_is_marked(finished: 
     assert (
         folder.result(next(run for run in plan.runs() if isinstance(run, Trunk))).told["settings"]["lr"] == best["lr"]
     )
+
+
+def test_a_trial_is_judged_by_the_last_quarter_of_its_rounds(study: Path) -> None:
+    folder, plan = StudyFolder(study), read_plan(study / "plan.toml")
+    first, second = plan.trials("fedavg-published")
+    with_curve(study / first.path, [*np.linspace(0.9, 0.4, 6), 0.41, 0.41])
+    with_curve(study / second.path, [*np.linspace(0.1, 0.3, 6), 0.5, 0.45])
+    assert folder.chosen(plan) == {"fedavg-published": dict(second.choice)}
+    with_curve(study / second.path, [*np.linspace(0.1, 0.9, 6), 0.3, 0.5])
+    assert folder.chosen(plan) == {"fedavg-published": dict(first.choice)}
 
 
 def test_cells_of_a_trunk_start_from_its_last_weights_and_are_what_training_gives(
@@ -222,6 +236,32 @@ def test_a_study_goes_on_elsewhere_from_what_is_committed_and_its_plan_may_grow(
     added = [name for name in after if name not in before]
     assert {Path(name).parts[2] for name in added} == {"matched-site"}
     assert "matched-site" in done.stdout
+
+
+def test_earlier_plans_are_kept_and_a_folder_may_be_described(study: Path, data: Path, tmp_path: Path) -> None:
+    (study / "README.md").write_text("About this study")
+    first = (study / "plan.toml").read_text()
+    texts = [first]
+    for name in ("once", "twice"):
+        plan = written(tmp_path / f"{name}.toml", name=name)
+        assert resume(study, data, plan).returncode == 0
+        texts.append(plan.read_text())
+    assert (study / "plan.toml").read_text() == texts[2]
+    assert [(study / "earlier-plans" / f"{number}.toml").read_text() for number in (1, 2)] == texts[:2]
+
+
+def test_a_run_under_way_that_was_damaged_fails_alone(study: Path, data: Path, tmp_path: Path) -> None:
+    work = study / "work" / Path(CELL).with_name("matched-site")
+    (work / "checkpoints").mkdir(parents=True)
+    for name in ("config.toml", "checkpoints/last.safetensors"):
+        (work / name).write_text("\x00 nonsense")
+    arms = ["fedavg-published", "fedgs", "matched-site", "matched-global"]
+    grown = written(tmp_path / "grown.toml", cells=[PLAN["cells"][0] | {"arms": arms}, PLAN["cells"][1]])
+    done = resume(study, data, grown)
+    assert done.returncode == 1
+    assert f"or delete {work} to have it start over" in " ".join(done.stderr.split())
+    table = pd.read_csv(study / "study.csv")
+    assert table["state"].tolist() == ["finished", "finished", "failed", "finished", "finished"]
 
 
 def test_cells_that_went_on_from_another_trunk_are_not_mixed(study: Path, data: Path, tmp_path: Path) -> None:
@@ -421,6 +461,9 @@ def test_two_studies_do_not_write_to_one_folder(study: Path, data: Path) -> None
         ({"arms": ["fedgs"]}, {"batch_size": 64}, "fewer than one batch of 64"),
         ({"arms": ["fedgs"]}, {"mu": 0.1}, "'mu' is no option of algorithm 'fedgs'"),
         ({"arms": ["fedgs+fedprox"]}, {"mu": -0.1}, "mu"),
+        ({"arms": ["fedgs"]}, {"style_from": 3}, "cells/from-scratch/all-sites-fold0-seed0/fedgs: "),
+        ({"arms": ["local"]}, {"fraction_of_sites": 0.5}, "leave out fraction_of_sites"),
+        ({"arms": ["fedgs"]}, {"share_style": {"X": False}}, "unknown hospital in share_style 'X'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_runs(
@@ -450,43 +493,104 @@ def test_a_dry_run_tells_the_grid_and_writes_nothing(data: Path, tmp_path: Path)
         "study", str(written(tmp_path / "plan.toml")), "--data", str(data), "--out", str(tmp_path / "s"), "--dry-run"
     )
     assert not (tmp_path / "s").exists()
-    rows = {tuple(line.split()[:2]) for line in done.stdout.splitlines() if line.split()}
-    assert {("trial", "fedavg-published,"), ("trunk", "trunk"), ("cell", "fedavg-published"), ("cell", "fedgs")} <= rows
-    assert "6 runs, about" in done.stdout
+    rows = {tuple(line.split()[:4]) for line in done.stdout.splitlines() if line.split()}
+    assert {("trunk", "Cedar", "1", "0"), ("fedavg-published", "Cedar", "1", "0"), ("fedgs", "Cedar", "2", "0")} <= rows
+    assert ("fedavg-published,", "tuning", "none", "2") in rows
+    assert "6 of 6 runs are left, about" in done.stdout
+
+
+def test_a_dry_run_leaves_out_what_is_finished(study: Path, data: Path) -> None:
+    before = contents(study)
+    done = fedgs("study", str(study / "plan.toml"), "--data", str(data), "--out", str(study), "--dry-run")
+    assert "0 of 6 runs are left, about 0s" in done.stdout
+    assert contents(study) == before
+
+
+def test_an_estimate_adds_up_what_a_run_does(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, index = read_plan(written(tmp_path / "plan.toml")), open_data(data, size=32)
+    monkeypatch.setattr(
+        estimating, "measure", lambda config: Cost(step_s=2.0, validation_s=0.1, test_s=0.01, start_s=5)
+    )
+    found = estimate(plan, index).set_index("path")
+    parts = split_cases(index.table, unseen_site="Cedar")["part"].value_counts()
+    tested = 2 * 0.01 * (parts["test_in"] + parts["test_out"])
+    sites = index.table["site"].nunique() - 1
+    seconds = 5 + 2 * (2 * sites * 2.0 + 0.1 * parts["validation"]) + tested
+    assert found.loc[CELL, ["rounds", "steps", "unseen_site"]].tolist() == [2, 2 * sites, "Cedar"]
+    assert found.loc[CELL, "seconds"] == pytest.approx(seconds)
+    half = read_plan(written(tmp_path / "half.toml", settings=PLAN["settings"] | {"fraction_of_sites": 0.5}))
+    assert estimate(half, index).set_index("path").loc[CELL, "steps"] == 2 * round(0.5 * sites)
 
 
 def test_gain_tells_a_curve_that_rises_from_one_that_does_not() -> None:
     rounds = np.arange(40)
     rising, flat = 0.4 + 0.005 * rounds, 0.6 - 0.3 * np.exp(-rounds / 5)
-    assert gain(rising.tolist()) == pytest.approx(0.005 * 9)
-    settled = gain(flat.tolist())
+    assert gain(numbered(rising)) == pytest.approx(0.005 * 9)
+    settled = gain(numbered(flat))
     assert settled is not None
     assert 0 < settled < 0.01
-    assert gain([0.5] * 15) is None
+    assert gain(numbered([0.5] * 15)) is None
     noise = np.random.default_rng(0).normal(0, 0.01, (200, 148))
-    errors = np.array([gain((0.6 + row).tolist()) for row in noise])
+    errors = np.array([gain(numbered(0.6 + row)) for row in noise])
     assert errors.std() == pytest.approx(0.006, abs=0.001)
 
 
+def test_gain_is_per_round_however_seldom_validation_is_scored() -> None:
+    seldom = {number: value for number, value in numbered(0.4 + 0.005 * np.arange(160)).items() if number % 10 == 0}
+    assert gain(seldom) == pytest.approx(0.005 * 39)
+    trunk_often = {number: 0.4 + 0.002 * number for number in [*range(1, 81), *range(85, 121, 5)]}
+    assert gain(trunk_often) == pytest.approx(0.002 * 29)
+
+
+def test_a_rise_and_a_collapse_are_not_convergence() -> None:
+    rises = [0.0099, 0.0101, -0.02, -0.6, None]
+    assert [is_converged(rise) for rise in rises] == [True, False, True, False, None]
+
+
+def numbered(curve: Any) -> dict[int, float]:
+    return {number: float(value) for number, value in enumerate(curve, 1)}
+
+
+def with_curve(run: Path, curve: Any) -> None:
+    """Lets a run have had other validation Dice, and as many rounds."""
+    record = json.loads((run / "rounds.jsonl").read_text().splitlines()[0])
+    lines = []
+    for number, mean in numbered(curve).items():
+        record["validation"]["dice_n"]["mean"] = mean
+        lines.append(json.dumps(record | {"round": number}) + "\n")
+    (run / "rounds.jsonl").write_text("".join(lines))
+    summary = dict(read_json(run / "summary.json"))
+    digest = hashlib.sha256((run / "rounds.jsonl").read_bytes()).hexdigest()
+    summary |= {"files": {**summary["files"], "rounds.jsonl": digest}, "rounds": len(lines)}
+    (run / "summary.json").write_text(json.dumps(sealed(summary)))
+
+
 def test_cells_are_judged_by_the_curve_of_trunk_and_baseline(study: Path) -> None:
-    def flatten(path: Path) -> None:
-        records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
-        for record in records:
-            record["validation"]["dice_n"]["mean"] = 0.5
-        lines = [json.dumps(record | {"round": number}) for number, record in enumerate(records * 4, 1)]
-        (path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
-        import hashlib
-
-        summary = dict(read_json(path / "summary.json"))
-        digest = hashlib.sha256((path / "rounds.jsonl").read_bytes()).hexdigest()
-        summary["files"] = {**summary["files"], "rounds.jsonl": digest}
-        (path / "summary.json").write_text(json.dumps(sealed(summary)))
-
-    flatten(study / TRUNK)
-    flatten(study / Path(CELL).with_name("fedavg-published"))
-    table = cells_table(read_plan(study / "plan.toml"), StudyFolder(study))
+    plan, folder, baseline = read_plan(study / "plan.toml"), StudyFolder(study), study / Path(CELL).with_name(BASELINE)
+    with_curve(study / TRUNK, [0.5] * 8)
+    with_curve(baseline, [0.5] * 8)
+    table = cells_table(plan, folder)
     assert table["gain"].tolist()[:2] == pytest.approx([0.0, 0.0], abs=1e-12)
     assert table["converged"].tolist() == ["True", "True", ""]
+    with_curve(baseline, np.linspace(0.5, 0.6, 8))
+    assert cells_table(plan, folder)["converged"].tolist() == ["False", "False", ""]
+    shutil.rmtree(baseline)  # the trunk's curve alone says nothing of what came after it
+    assert cells_table(plan, folder)["converged"].tolist() == ["", "", ""]
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(next(overview(plan, cells_table(plan, folder))))
+    assert "not known" in next(line for line in console.export_text().splitlines() if line.strip().startswith("fedgs"))
+
+
+def test_only_the_baseline_itself_tells_of_convergence(study: Path, data: Path, tmp_path: Path) -> None:
+    arms = PLAN["arms"] | {"hot": {"algorithm": BASELINE, "lr": 1e-3}}
+    cells = [{**PLAN["cells"][0], "arms": ["hot", *PLAN["cells"][0]["arms"]]}, PLAN["cells"][1]]
+    plan, folder = read_plan(written(tmp_path / "hot.toml", arms=arms, cells=cells)), StudyFolder(study)
+    hot = study / Path(CELL).with_name("hot")
+    shutil.copytree(study / CELL, hot)
+    with_curve(study / TRUNK, [0.5] * 8)
+    with_curve(hot, [0.5] * 8)
+    with_curve(study / Path(CELL).with_name(BASELINE), np.linspace(0.5, 0.6, 8))
+    assert cells_table(plan, folder)["converged"].tolist() == ["False"] * 3 + [""]
 
 
 def test_a_cell_is_a_value() -> None:

@@ -44,7 +44,7 @@ def study(plan: Path, data: Path | None, out: Path | None, jobs: int, resume: bo
     """
     path = out or Path("runs") / plan.stem
     if dry_run:
-        _estimate(plan, data, jobs)
+        _estimate(plan, data, jobs, path)
         return
     from fedgs.study.reading import read_plan
     from fedgs.study.runner import run_study
@@ -77,12 +77,13 @@ def study(plan: Path, data: Path | None, out: Path | None, jobs: int, resume: bo
         sys.exit(1)
 
 
-def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
+def _estimate(plan: Path, data: Path | None, jobs: int, out: Path) -> None:
     from rich import box
     from rich.table import Table
 
     from fedgs.progress import duration
     from fedgs.study.estimate import estimate
+    from fedgs.study.folder import StudyFolder
     from fedgs.study.reading import read_plan
     from fedgs.study.runner import prepare
 
@@ -91,18 +92,25 @@ def _estimate(plan: Path, data: Path | None, jobs: int) -> None:
     with counting(console, "indexing") as on_indexing:
         index = prepare(told, data, on_indexing)
     runs = estimate(told, index, lambda what: console.print(f"measuring {what}", highlight=False))
-    table = Table("runs", "what", "number", "rounds", "steps per round", "each", "together", box=box.SIMPLE_HEAD)
-    for (kind, what, rounds), rows in runs.groupby(["kind", "what", "rounds"], sort=False):
-        steps = (
-            f"{rows['steps'].min()}-{rows['steps'].max()}" if rows["steps"].nunique() > 1 else f"{rows['steps'].max()}"
+    folder = StudyFolder(out)
+    finished = {run.path for run in told.runs() if folder.is_finished(run)}
+    runs["seconds"] = runs["seconds"].where(~runs["path"].isin(finished), 0.0)
+    table = Table(
+        "what", "left out", "runs", "finished", "rounds", "steps per round", "each", "together", box=box.SIMPLE
+    )
+    for (_, what, site, rounds), rows in runs.groupby(["kind", "what", "unseen_site", "rounds"], sort=False):
+        done, steps = int(rows["path"].isin(finished).sum()), sorted(set(rows["steps"]))
+        left, counts = rows["seconds"].sum(), f"{steps[0]}-{steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
+        each = duration(left / (len(rows) - done)) if done < len(rows) else "-"
+        table.add_row(
+            str(what), str(site) or "none", str(len(rows)), str(done), str(rounds), counts, each, duration(left)
         )
-        each, together = duration(rows["seconds"].mean()), duration(rows["seconds"].sum())
-        table.add_row(str(kind), str(what), str(len(rows)), str(rounds), steps, each, together)
     print_table(console, table)
+    together = duration(runs["seconds"].sum() / jobs)
     click.echo(
-        f"{len(runs)} runs, about {duration(runs['seconds'].sum() / jobs)} with --jobs {jobs} "
-        f"(this machine has {os.cpu_count()} cores; a run uses {told.threads}). Each was measured alone: side by side, "
-        "runs take longer."
+        f"{len(runs) - len(finished)} of {len(runs)} runs are left, about {together} with --jobs {jobs} "
+        f"(this machine has {os.cpu_count()} cores; a run uses {told.threads}). Each was measured alone: "
+        "side by side, runs take longer."
     )
 
 

@@ -97,8 +97,9 @@ def estimate(plan: Plan, index: Index, watch: Callable[[str], None] = lambda wha
         watch: Told what is being measured.
 
     Returns:
-        A row per run, in the order of work: ``path``, ``kind`` (trial, trunk, cell), ``what`` (its arm), ``rounds``,
-        ``steps`` of all sites in a round, ``seconds`` where it runs alone.
+        A row per run, in the order of work: ``path``, ``kind`` (trial, trunk, cell), ``what`` (its arm),
+        ``unseen_site`` (empty for none), ``rounds``, ``steps`` of all sites in a round, ``seconds`` where it runs
+        alone.
 
     Raises:
         FedgsError: As `fedgs.experiment.train`, for a run that cannot be.
@@ -120,6 +121,7 @@ def estimate(plan: Plan, index: Index, watch: Callable[[str], None] = lambda wha
                 "path": run.path,
                 "kind": type(run).__name__.lower(),
                 "what": _what(run),
+                "unseen_site": config.data.unseen_site or "",
                 **_row(config, index, costs[kind]),
             }
         )
@@ -130,7 +132,9 @@ def _row(config: RunConfig, index: Index, cost: Cost) -> dict[str, float]:
     split = split_of(config, index, None)
     parts = split["part"].value_counts()
     sites = split.loc[split["part"] == "train", "site"].value_counts()
-    steps = sum(steps_of(config, str(site), int(cases)) for site, cases in sites.items())
+    of_site = [steps_of(config, str(site), int(cases)) for site, cases in sites.items()]
+    taking_part = max(1, round(config.federation.fraction_of_sites * len(of_site)))
+    steps = round(sum(of_site) * taking_part / len(of_site))
     rounds, scored = config.federation.rounds, -(-config.federation.rounds // config.federation.evaluate_every)
     tested = 2 * sum(parts.get(part, 0) for part in ("test_in", "test_out"))  # the last network and a best one
     seconds = cost.start_s + rounds * steps * cost.step_s + scored * parts.get("validation", 0) * cost.validation_s

@@ -23,7 +23,7 @@ import pandas as pd
 from fedgs.assembly import NAMED_SPLITS, resolve, split_of
 from fedgs.config import RunConfig, configure, write_config
 from fedgs.data.index import Index
-from fedgs.errors import CheckpointError, ConfigError, understood
+from fedgs.errors import CheckpointError, ConfigError, FedgsError, understood
 from fedgs.files import read_json, sealed, write_atomically, write_json
 from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import read_scores
@@ -37,6 +37,7 @@ __all__ = ["Result", "StudyFolder"]
 
 _ERROR = "error.txt"
 _STAGED = ".staged"
+_EARLIER = "earlier-plans"
 _KINDS = ("tune", "trunks", "cells")
 
 
@@ -91,11 +92,11 @@ class Result:
             raise CheckpointError(f"{path}: is missing or was altered; restore it from a copy, or run the cell again")
         return path
 
-    def validation(self, outcome: str) -> list[float]:
-        """A mean over validation images after every round that was scored."""
-        curve = (record["validation"] for record in self.rounds)
-        means = (part[outcome]["mean"] for part in curve if part is not None)
-        return [float(mean) for mean in means if mean is not None]
+    def validation(self, outcome: str) -> dict[int, float]:
+        """A mean over validation images, by round, of the rounds that were scored."""
+        parts = {int(record["round"]): record["validation"] for record in self.rounds}
+        means = {number: part[outcome]["mean"] for number, part in parts.items() if part is not None}
+        return {number: float(mean) for number, mean in means.items() if mean is not None}
 
 
 class StudyFolder:
@@ -144,19 +145,25 @@ class StudyFolder:
             return Result(path, summary, summary["study"])
 
     def begin(self, plan_text: str) -> None:
-        """Keeps the plan.
+        """Keeps the plan, and the earlier one beside it where it has grown.
 
         Raises:
             ConfigError: The folder holds something that is not of a study.
         """
-        known = {"plan.toml", "study.csv", LOCK_FILE, "work", *_KINDS}
+        known = {"plan.toml", "study.csv", LOCK_FILE, "work", _EARLIER, *_KINDS}
         foreign = [
-            entry.name for entry in self.path.glob("*") if entry.name not in known and not entry.name.startswith(".")
+            entry.name
+            for entry in self.path.glob("*")
+            if entry.name not in known and not entry.name.startswith(".") and entry.suffix != ".md"
         ]
         if foreign:
             raise ConfigError(f"{self.path}: is no folder of a study, it holds '{min(foreign)}'; choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "plan.toml", plan_text)
+        plan, earlier = self.path / "plan.toml", self.path / _EARLIER
+        if plan.is_file() and (before := plan.read_text(encoding="utf-8")) != plan_text:
+            earlier.mkdir(exist_ok=True)
+            write_atomically(earlier / f"{1 + len(list(earlier.glob('*.toml')))}.toml", before)
+        write_atomically(plan, plan_text)
 
     def chosen(self, plan: Plan) -> dict[str, dict[str, Any]]:
         """Gives what the searches of a plan chose, of those whose trials are all finished.
@@ -172,7 +179,7 @@ class StudyFolder:
 
     def _mean_of_trial(self, plan: Plan, trial: Trial) -> float:
         assert plan.tune is not None, "it has a trial"
-        curve = self.result(trial).validation(plan.tune.outcome)
+        curve = [*self.result(trial).validation(plan.tune.outcome).values()]
         return float(np.mean(curve[-max(1, len(curve) // 4) :])) if curve else -math.inf
 
     def keep(self, run: Run, config: RunConfig, about: Mapping[str, Any]) -> None:
@@ -289,7 +296,10 @@ class StudyFolder:
         work = RunFolder(self.work(run))
         if not (work.path / "config.toml").is_file():
             return None
-        return {**as_settings(work.config()), "threads": work.environment()["threads"]}
+        try:
+            return {**as_settings(work.config()), "threads": work.environment()["threads"]}
+        except FedgsError:  # it will fail alone when it is to go on
+            return None
 
     def refuse_other_data(self, plan: Plan, index: Index) -> None:
         """Makes sure that finished runs had the cases, flags and parts that others are going to have.

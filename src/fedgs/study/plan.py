@@ -25,6 +25,12 @@ TRUNK_SEEDS = 1000
 """Added to the seed of a trunk, so that those who go on from it draw batches that it has not seen."""
 
 
+_NETWORK = ("model", "model_options")
+"""Settings that make a network another one."""
+
+_OF_ALL = ("adapter", "split", "split_seed", "score_size", "rounds", "evaluate_every")
+"""Settings without which arms would not be tested on the same images, in the same way and after as many rounds."""
+
 _LONGEST = 100
 """Characters of a part of a file name; most file systems take 255 in all."""
 
@@ -32,6 +38,9 @@ _LONGEST = 100
 @dataclass(frozen=True, slots=True)
 class Primary:
     """What decides, declared before any run.
+
+    What is judged is not a choice: cells from trunks where there are any (others are a check on them), on the images of
+    the hospital that was left out, or, where none was, on held-out images of all.
 
     Attributes:
         outcome: The mean that the verdict is about, one of `OUTCOMES`, of test images after the last round.
@@ -51,6 +60,9 @@ class Primary:
             raise ConfigError(
                 "contrasts in [primary] must name at least one pair of two arms, such as [['fedgs', 'matched-site']]"
             )
+        pairs = [frozenset(pair) for pair in self.contrasts]
+        if repeated := [pair for pair in self.contrasts if pairs.count(frozenset(pair)) > 1]:
+            raise ConfigError(f"contrasts in [primary] name {' and '.join(repeated[0])} more than once; decide for one")
         if not 0 < self.margin < 1:
             raise ConfigError(f"margin in [primary] must lie in (0, 1), got {self.margin}")
 
@@ -91,7 +103,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """How settings are chosen, on data that do not enter the comparison.
+    """How settings are chosen: on validation images, in a fold and with a seed that do not enter the comparison.
+
+    All folds share their images. So where every hospital is left out once, hospitals that were seen while tuning are
+    test data later; that favours no arm which shares the choice, but scores as such are a little too good.
 
     Attributes:
         settings: Of all trials, beside the settings of all runs; with the fold, seed and unseen hospital.
@@ -219,6 +234,15 @@ class Plan:
 
     def _check_names(self) -> None:
         run = {arm for block in self.blocks for arm in block.arms}
+        for table, given in ((f"arms.{arm.name}", arm.settings) for arm in self.arms.values()):
+            if apart := sorted(given.keys() & set(_OF_ALL)):
+                raise ConfigError(
+                    f"[{table}] gives '{apart[0]}', in which all arms must be alike; give it in [settings]"
+                )
+        if self.tune and (apart := sorted(self.tune.settings.keys() & {"split", "split_seed"})):
+            raise ConfigError(
+                f"[tune] gives '{apart[0]}', and so other folds than those of the comparison; leave it out there"
+            )
         if self.tune is None and (tuned := [arm.name for arm in self.arms.values() if arm.tuned_as]):
             raise ConfigError(
                 f"arm '{tuned[0]}' has 'tuned_as', but there is no table [tune]; add one, or leave it out"
@@ -262,6 +286,13 @@ class Plan:
         for setting, values in grid.items():
             if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
                 raise ConfigError(f"[tune.search.{name}] tries {setting} = {repeated[0]} more than once")
+            if setting in _OF_ALL:
+                raise ConfigError(f"[tune.search.{name}] cannot choose '{setting}', which all runs share")
+            for table, of_table in (("trunk", self.trunk), ("scratch", self.scratch)):
+                if setting in (of_table or {}):
+                    raise ConfigError(
+                        f"[{table}] gives '{setting}', which [tune.search.{name}] chooses; leave it out there"
+                    )
         for arm in self.arms.values():
             settled = sorted(grid.keys() & arm.settings.keys()) if _search_of(self, arm) == name else []
             if settled:
@@ -305,9 +336,18 @@ class Plan:
             case Trial():
                 return None
             case Trunk():
-                return _search_of(self, self.arms.get(BASELINE, Arm(BASELINE)))
+                network = self._network_of(self.arms[run.arm])
+                like = (
+                    arm for arm in self.arms.values() if self.is_baseline(arm.name) and self._network_of(arm) == network
+                )
+                return _search_of(self, next(like, self.arms.get(BASELINE, Arm(BASELINE))))
             case Cell():
                 return _search_of(self, self.arms[run.arm])
+
+    def is_baseline(self, arm: str) -> bool:
+        """Whether an arm is the baseline in all that it sets, its network apart."""
+        settings = {"algorithm": arm, **self.arms[arm].settings}
+        return settings.pop("algorithm") == BASELINE and not settings.keys() - {*_NETWORK}
 
     def config(self, run: Run, chosen: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> RunConfig:
         """Gives the settings of a run, without data and without the place of its trunk.
@@ -325,9 +365,8 @@ class Plan:
                 given = {**self._settings_of(self.arms[run.search]), **self.tune.settings, **dict(run.choice)}
             case Trunk():
                 assert self.trunk is not None, "only a plan with a trunk has trunks"
-                own = self.arms[run.arm].settings
-                network = {name: own[name] for name in ("model", "model_options") if name in own}
-                given = {"algorithm": BASELINE, **self.settings, **network, **self._choice(run, chosen), **self.trunk}
+                given = {"algorithm": BASELINE, **self.settings, **self._network_of(self.arms[run.arm])}
+                given |= {**self._choice(run, chosen), **self.trunk}
                 given |= {"unseen_site": run.unseen_site, "fold": run.fold, "seed": TRUNK_SEEDS + run.seed}
             case Cell():
                 given = {**self._settings_of(self.arms[run.arm]), **self._choice(run, chosen)}
@@ -341,6 +380,10 @@ class Plan:
     def _settings_of(self, arm: Arm) -> dict[str, Any]:
         return {"algorithm": arm.name, **self.settings, **arm.settings}
 
+    def _network_of(self, arm: Arm) -> dict[str, Any]:
+        given = self._settings_of(arm)
+        return {name: given[name] for name in _NETWORK if name in given}
+
     def _choice(self, run: Run, chosen: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         search = self.search_of(run)
         if search is None or self.tune is None:
@@ -348,14 +391,11 @@ class Plan:
         return chosen.get(search) or self.tune.choices(search)[0]
 
     def _trunk(self, arm: str, unseen_site: str | None, fold: int, seed: int) -> Trunk:
-        own = self.arms[arm].settings
-        differs = {
-            name: own[name]
-            for name in ("model", "model_options")
-            if name in own and own[name] != self.settings.get(name)
-        }
-        options = differs.pop("model_options", {})
-        label = {**differs, **{name: options[name] for name in sorted(options)}}
+        network = self._network_of(self.arms[arm])
+        differs = {name: value for name, value in network.items() if value != self.settings.get(name)}
+        options = differs.pop("model_options", None)
+        label = {**differs, **{name: options[name] for name in sorted(options or ())}}
+        label |= {"model_options": "none"} if options == {} else {}
         return Trunk(unseen_site, fold, seed, "".join(f",{name}={value}" for name, value in label.items()), arm)
 
 

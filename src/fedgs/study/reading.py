@@ -87,6 +87,8 @@ def _arm(name: str, content: object) -> Arm:
         raise ConfigError(f"arm '{name}': its name becomes that of a folder; use letters, digits and + . _ -")
     table = dict(_table(f"arms.{name}", content))
     tuned_as = table.pop("tuned_as", None)
+    if tuned_as is not None and (not isinstance(tuned_as, str) or not tuned_as):
+        raise ConfigError(f"tuned_as in [arms.{name}] must be the name of a search, got {tuned_as!r}")
     return Arm(name, _settings(f"arms.{name}", table), tuned_as)
 
 

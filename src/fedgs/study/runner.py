@@ -18,6 +18,8 @@ from fedgs.assembly import (
     build_algorithm,
     build_network,
     build_objective,
+    require_lesions,
+    require_sharing,
     require_split,
     resolve,
     split_of,
@@ -25,7 +27,7 @@ from fedgs.assembly import (
 )
 from fedgs.config import RunConfig, configure
 from fedgs.data.index import Index, Progress, open_data
-from fedgs.errors import ConfigError, DataError, ShapeError, unknown_choice
+from fedgs.errors import ConfigError, DataError, FedgsError, ShapeError, unknown_choice
 from fedgs.locks import locked
 from fedgs.own import own_of
 from fedgs.study.folder import StudyFolder, described
@@ -33,6 +35,7 @@ from fedgs.study.plan import Cell, Plan, Run, Trial, Trunk
 from fedgs.study.reading import read_plan
 from fedgs.study.table import write_table
 from fedgs.study.worker import Failed, Progressed, Succeeded, work
+from fedgs.summary import TESTS
 
 __all__ = ["Board", "Status", "Watcher", "prepare", "run_study"]
 
@@ -136,7 +139,7 @@ def prepare(plan: Plan, data: Path | None, on_indexing: Progress | None) -> Inde
     Raises:
         ConfigError: An arm cannot be: its network, objective, algorithm, or what they are together; or a hospital that
             is to be left out is not there.
-        DataError: The data are missing or broken.
+        DataError: The data are missing or broken, too few for a run's batches, or without a lesion in one of its parts.
     """
     if data is None:
         raise ConfigError("no data: name the folder of the hospitals' images with --data (--data DIR)")
@@ -157,19 +160,27 @@ def prepare(plan: Plan, data: Path | None, on_indexing: Progress | None) -> Inde
     for config in configs:
         if config.data.unseen_site is not None and config.data.unseen_site not in sites:
             raise unknown_choice("hospital in unseen_sites", config.data.unseen_site, sites)
-    batches = {str((config.data, config.training.batch_size)): run for run, config in zip(runs, configs, strict=True)}
-    for run in batches.values():
-        _require_batches(run, plan.config(run), index)
+    parts = {str((config.data, config.training.batch_size)): run for run, config in zip(runs, configs, strict=True)}
+    for run in (*alike.values(), *parts.values()):
+        try:
+            _require_cases(plan.config(run), index, together=run in alike.values())
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{run.path}: {error}") from error
     return index
 
 
-def _require_batches(run: Run, config: RunConfig, index: Index) -> None:
+def _require_cases(config: RunConfig, index: Index, *, together: bool) -> None:
+    """Makes sure that hospitals have what a run needs of them, and, if asked, that they can share what they should."""
+    config = resolve(config)
     split = split_of(config, index, None)
-    for site, cases in split.loc[split["part"] == "train", "site"].value_counts().items():
-        try:
-            steps_of(config, str(site), int(cases))
-        except DataError as error:
-            raise DataError(f"{run.path}: {error}") from error
+    trained = split.loc[split["part"] == "train", "site"].value_counts()
+    for site, cases in trained.items():
+        steps_of(config, str(site), int(cases))
+    for part in ("train", "validation", *TESTS):
+        require_lesions(part, index.table[(split["part"] == part).to_numpy()])
+    if together:
+        algorithm, model = build_algorithm(config, base=index.small_rule.base), build_network(config, index.channels)
+        require_sharing(config, algorithm, model, {str(site) for site in trained.index})
 
 
 def _require_possible(config: RunConfig) -> None:
@@ -254,7 +265,14 @@ class Board:
         return None
 
     def _start(self, run: Run) -> None:
+        try:
+            self._begin(run)
+        except FedgsError as error:
+            self._fail(run, f"{error}; or delete {self.folder.work(run)} to have it start over")
+
+    def _begin(self, run: Run) -> None:
         config = configure(self.plan.config(run, self.folder.chosen(self.plan)), data=self.data)
+        begun = self.folder.begun(run)
         if isinstance(run, Cell) and run.trunk:
             if other := self._cell_of_another_trunk(run):
                 self._fail(
@@ -265,7 +283,7 @@ class Board:
                 )
                 return
             trunk = self.folder.place(run.trunk).resolve()
-            begun = self.folder.begun(run)  # the folder may have moved since; a run that has begun needs no start
+            # The folder may have moved since; a run that has begun needs no start.
             start = begun.model.init_from if begun else str(trunk)
             config = configure(config, init_from=start, init_checkpoint="last")
         context = _processes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,16 @@ from rich.text import Text
 
 from fedgs.files import write_atomically
 from fedgs.study.folder import Result, StudyFolder
-from fedgs.study.plan import BASELINE, OUTCOMES, Cell, Plan
+from fedgs.study.plan import OUTCOMES, Cell, Plan
 from fedgs.tables import as_csv
 
-__all__ = ["CONVERGED_BELOW", "cells_table", "gain", "overview", "write_table"]
+__all__ = ["COLLAPSED_BELOW", "CONVERGED_BELOW", "cells_table", "gain", "is_converged", "overview", "write_table"]
 
 CONVERGED_BELOW = 0.01
 """Gain in the baseline's validation Dice, of images with a lesion, from which on a run is not judged."""
+
+COLLAPSED_BELOW = -0.05
+"""The same for a fall that no scatter explains: training went wrong, and is not converged either."""
 
 _FEWEST = 4
 
@@ -29,26 +32,32 @@ _MIXED = "dice_m"
 _PARTS = {"test_out": "out-test", "test_in": "in-test"}
 
 
-def gain(curve: Sequence[float]) -> float | None:
+def gain(curve: Mapping[int, float]) -> float | None:
     """How much a validation curve rose over the last quarter of its rounds, along the line that fits them best.
 
     Neighbouring rounds differ by chance more than a slow rise does, hence a line rather than two rounds: with 37 rounds
     in the quarter and 0.01 from round to round, its standard error is 0.006.
 
     Args:
-        curve: Means after every round that was scored.
+        curve: Mean by round, of the rounds that were scored, from 1.
 
     Returns:
-        The gain; None for fewer than 16 values, of which nothing can be said.
+        The gain; None where the last quarter has fewer than 4 values, of which nothing can be said.
 
-    >>> round(gain([0.5] * 24 + [0.5 + 0.01 * number for number in range(8)]), 6)
+    >>> round(gain({number: 0.5 + 0.01 * max(0, number - 25) for number in range(1, 33)}), 6)
     0.07
     """
-    quarter = len(curve) // 4
-    if quarter < _FEWEST:
+    last = max(curve, default=0)
+    quarter = {number: value for number, value in curve.items() if number > last - last // 4}
+    if len(quarter) < _FEWEST:
         return None
-    slope = np.polyfit(np.arange(quarter), curve[-quarter:], deg=1)[0]
-    return float(slope * (quarter - 1))
+    slope = np.polyfit([*quarter], [*quarter.values()], deg=1)[0]
+    return float(slope * (last // 4 - 1))
+
+
+def is_converged(rise: float | None) -> bool | None:
+    """Whether runs are judged whose baseline rose by this much, see `gain`; None where that is not known."""
+    return None if rise is None else COLLAPSED_BELOW < rise < CONVERGED_BELOW
 
 
 def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
@@ -61,9 +70,10 @@ def cells_table(plan: Plan, folder: StudyFolder) -> pd.DataFrame:
     Returns:
         ``arm``, ``unseen_site`` (empty for none), ``fold``, ``seed``, ``start`` (trunk or scratch); ``state``
         (finished, failed, missing) and the ``reason`` of a failure; ``tuned``; ``gain``, see `gain`, of the validation
-        Dice of the baseline it is compared with, over the rounds of the trunk and its own, and ``converged``, both
-        empty where that is not known; ``rounds``, ``minutes``; then, by part, means of `OUTCOMES`
-        and of ``dice_m`` and, as ``…_images``, of how many.
+        Dice of the baseline beside it, over the rounds of the trunk and its own, and ``converged``, both empty where
+        that is not known, for instance because that baseline is not finished; ``rounds``, ``minutes``; ``device`` and
+        ``torch`` that it ran with; then, by part, means of `OUTCOMES` and of ``dice_m`` and, as ``…_images``, of how
+        many.
     """
     cells = plan.cells()
     results = {cell: folder.result(cell) for cell in cells if folder.is_finished(cell)}
@@ -87,9 +97,10 @@ def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, ris
         "reason": (failure or "").strip().splitlines()[-1] if failure else "",
         "tuned": plan.search_of(cell) is not None,
         "gain": rise,
-        "converged": "" if rise is None else str(rise < CONVERGED_BELOW),
+        "converged": "" if rise is None else str(is_converged(rise)),
         "rounds": result.summary["rounds"] if result else None,
         "minutes": round(result.summary["seconds"] / 60, 1) if result else None,
+        **{name: result.told["machine"][name] if result else "" for name in ("device", "torch")},
     }
     for part in _PARTS:
         for outcome in (*OUTCOMES, _MIXED):
@@ -99,21 +110,22 @@ def _row(plan: Plan, folder: StudyFolder, cell: Cell, result: Result | None, ris
 
 
 def _gain_beside(plan: Plan, folder: StudyFolder, cell: Cell, results: dict[Cell, Result]) -> float | None:
-    """Of the baseline with a cell's network in its group; of its trunk alone where that baseline is not finished."""
+    """Of the baseline with a cell's network in its group; None where that is not finished, or its trunk is not."""
     model = plan.config(cell).model
-    baselines = (
-        result
-        for other, result in results.items()
-        if other.group == cell.group and plan.config(other).model == model and _is_baseline(plan, other)
+    baseline = next(
+        (
+            result
+            for other, result in results.items()
+            if other.group == cell.group and plan.config(other).model == model and plan.is_baseline(other.arm)
+        ),
+        None,
     )
-    trunk = folder.result(cell.trunk) if cell.trunk and folder.is_finished(cell.trunk) else None
-    curve = [value for result in (trunk, next(baselines, None)) if result for value in result.validation("dice_n")]
-    return gain(curve)
-
-
-def _is_baseline(plan: Plan, cell: Cell) -> bool:
-    config = plan.config(cell)
-    return config.algorithm.algorithm == BASELINE and config.training.objective == plan.settings.get("objective")
+    if baseline is None or (cell.trunk and not folder.is_finished(cell.trunk)):
+        return None
+    before = folder.result(cell.trunk) if cell.trunk else None
+    curve = before.validation("dice_n") if before else {}
+    earlier = int(before.summary["rounds"]) if before else 0
+    return gain(curve | {earlier + number: mean for number, mean in baseline.validation("dice_n").items()})
 
 
 def write_table(plan: Plan, folder: StudyFolder) -> None:
@@ -148,7 +160,8 @@ def overview(plan: Plan, cells: pd.DataFrame) -> Iterator[Table]:
         unlucky = (rows["state"] == "failed").sum()
         counted = f"{len(finished)} of {len(rows)}" + (f", {unlucky} failed" if unlucky else "")
         means = [_mean(finished, f"{part}_{outcome}") for part in _PARTS for outcome in shown]
-        converged = f"{(finished['converged'] == 'True').sum()} of {len(finished)}"
+        known = finished[finished["converged"] != ""]
+        converged = f"{(known['converged'] == 'True').sum()} of {len(known)}" if len(known) else "not known"
         table.add_row(str(arm), str(start), counted, "yes" if rows["tuned"].all() else "no", converged, *means)
     yield table
     failed = cells[cells["state"] == "failed"]
