@@ -267,6 +267,14 @@ def test_links_inside_the_documentation_lead_somewhere(page: str) -> None:
             assert ((REPOSITORY / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_an_algorithm_is_added_in_under_40_lines() -> None:
+    page = (REPOSITORY / "docs/how-to/add-an-algorithm.md").read_text()
+    source = page.partition("<!-- test: file src/fedgs/algorithms/bounded.py -->")[2].partition("```python\n")[2]
+    entered = [line for block in re.findall(r"```diff\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    added = [line for line in entered if line.startswith("+")]
+    assert len(source.partition("```")[0].splitlines()) + len(added) < 40
+
+
 def test_the_table_of_combinations_is_what_is_refused() -> None:
     page = (REPOSITORY / "docs/explanation/algorithms.md").read_text()
     header, _, *rows = page.partition("<!-- combinations -->\n")[2].partition("<!-- end -->")[0].strip().splitlines()

@@ -115,6 +115,36 @@ def test_details_are_computed_where_they_are_asked_for() -> None:
     assert pd.isna(scored(everything).iloc[0]["size_quartile"])
 
 
+def probabilities(model_size: tuple[int, int], inside: np.ndarray, outside: float) -> nn.Module:
+    """A network that gives 0.9 inside and something else outside."""
+
+    class Given(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            lesion = torch.where(torch.from_numpy(inside), 0.9, outside).expand(len(images), 1, *model_size)
+            return torch.cat([torch.zeros_like(lesion), torch.logit(lesion)], dim=1)
+
+    return Given()
+
+
+@pytest.mark.parametrize(("size", "within", "beyond", "band"), [("512", 3, 4, 16), ("native", 1, 2, 5)])
+def test_tolerance_and_band_are_as_stated_at_every_score_size(size: str, within: int, beyond: int, band: int) -> None:
+    frames = Frames()
+    frames.native = np.zeros((171, 171), bool)  # a third of 512: the tolerance is 1 pixel, the band 5
+    truth = frames.truth if size == "512" else frames.native
+    truth[...] = False
+    truth[60:90, 50:80] = True
+
+    def details(shift: int) -> pd.Series:
+        model = probabilities(truth.shape, np.roll(truth, shift, axis=1), 0.3)
+        scorer = Scorer(size, detailed=True)
+        return scorer.score(model, frames, [0], part="test_in", number=1).iloc[0]  # type: ignore[arg-type]
+
+    assert details(within)["surface_dice"] == 1.0
+    assert details(beyond)["surface_dice"] < 1.0
+    inside, around = 30**2, (30 + 2 * band) ** 2 - 30**2
+    assert details(0)["ece"] == pytest.approx((inside * 0.1 + around * 0.3) / (inside + around), rel=1e-5)
+
+
 def test_details_of_a_miss_and_at_the_images_own_size() -> None:
     missed = scored(torch.zeros(64, 64, dtype=torch.bool), detailed=True, score_size="native").iloc[0]
     assert missed["diagonal"] == pytest.approx((90**2 + 130**2) ** 0.5)

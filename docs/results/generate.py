@@ -25,7 +25,7 @@ PARTS = {"test_out": "out-test", "test_in": "in-test", "validation": "validation
 STRATA = {"dice": "Dice", "dice_n": "Dice-N", "dice_s": "Dice-S", "dice_t": "Dice-T", "dice_l": "Dice-L"}
 LABELLED = {"disentanglement-128"}
 """Pages whose runs differ in more than the algorithm."""
-ARMS = ("fedavg-published", "matched-global", "matched-site", "fedgs", "fedgs-gradient")
+ARMS = ("fedavg-published", "matched-global", "matched-site", "fedgs", "matched-gradient", "fedgs-gradient")
 """The order in which the arms of a study are shown; others follow by name."""
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -198,8 +198,9 @@ def convergence(tables: Mapping[str, Path]) -> str:
     for table in tables.values():
         cells = pd.read_csv(table)
         for _, cell in cells[(cells["state"] == "finished") & (cells["arm"] == "fedavg-published")].iterrows():
-            verdict = "yes" if cell["converged"] else "no"
-            body.append([cell["unseen_site"], str(cell["seed"]), cell["start"], f"{cell['gain']:+.4f}", verdict])
+            verdict = {"True": "yes", "False": "no"}.get(str(cell["converged"]), "not known")
+            gain = "-" if pd.isna(cell["gain"]) else f"{cell['gain']:+.4f}"
+            body.append([cell["unseen_site"], str(cell["seed"]), cell["start"], gain, verdict])
     return rows(["left out", "seed", "from", "validation Dice-N over the last quarter", "converged"], body)
 
 

@@ -89,9 +89,9 @@ class AlgorithmConfig:
     algorithm: str = _setting(
         "fedgs",
         "Algorithm: fedgs, fedgs-gradient, fedavg (McMahan's), fedavg-published (paper's baseline), a control "
-        "(matched-global, matched-site, shuffled-scale, oversample-small, weighted-loss), or a reference (local, "
-        "central); extended by +fedprox, +fednova, +scaffold, +fedopt, +fedbn, +silobn, +fedper, +ditto, which alone "
-        "extend fedavg.",
+        "(matched-global, matched-site, matched-gradient, shuffled-scale, oversample-small, weighted-loss), or a "
+        "reference (local, central); extended by +fedprox, +fednova, +scaffold, +fedopt, +fedbn, +silobn, +fedper, "
+        "+ditto, which alone extend fedavg.",
     )
     difficulty: str | None = _setting(None, "Area that makes an image hard, for fedgs: image (published) or lesion.")
     style_from: int | None = _setting(

@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from fedgs import models
 from fedgs.algorithms import (
     ALGORITHMS,
     EXTENSIONS,
@@ -25,6 +26,7 @@ from fedgs.algorithms import (
     fedprox,
     local,
     matched_global,
+    matched_gradient,
     matched_site,
     scaffold,
     shuffled_scale,
@@ -191,6 +193,16 @@ def test_fedper_keeps_the_head():
         fedper(head="haed").keeps(tiny())
 
 
+def test_fedper_refuses_a_part_that_sites_keep_anyway():
+    model = models.build("sdnet", in_channels=3, image_size=32)
+    with pytest.raises(ConfigError, match="unknown part of SDNet 'style_encoder'") as refusal:
+        fedper(head="style_encoder").keeps(model)
+    choices = str(refusal.value).partition("Choose one of: ")[2].split(", ")
+    assert "segmentor" in choices
+    assert not {"style_encoder", "decoder"} & set(choices)
+    assert fedper(head="segmentor").keeps(model)
+
+
 class Seen(Around):
     """Notes what a site's network holds when its training begins."""
 
@@ -350,7 +362,9 @@ def test_matched_global_multiplies_by_the_mean_eta_of_the_round():
         assert torch.equal(state.buffers[name], buffer)
 
 
-@pytest.mark.parametrize("make", [matched_site, matched_global, shuffled_scale, weighted_loss, fedgs_gradient])
+@pytest.mark.parametrize(
+    "make", [matched_site, matched_global, matched_gradient, shuffled_scale, weighted_loss, fedgs_gradient]
+)
 def test_without_small_lesions_a_control_is_the_published_fedavg(make):
     assert_close(after(make(), small=False)[0].weights, after(fedavg_published(), small=False)[0].weights)
 
@@ -438,6 +452,12 @@ def test_combinations_without_a_meaning_are_refused_with_the_reason(name, says):
         ("ditto", {"ditto_lambda": -0.1}, "ditto_lambda"),
         ("fedopt", {"server_optimizer": "adamw"}, "unknown server_optimizer 'adamw'; did you mean 'adam'"),
         ("fedopt", {"server_lr": 0.0}, "server_lr of fedopt must be finite and above 0"),
+        (
+            "fedopt",
+            {"server_optimizer": "sgd", "server_tau": 5.0},
+            "server_tau has no meaning with server_optimizer 'sgd'",
+        ),
+        ("fedopt", {"server_tau": 0.0}, "server_tau of fedopt must be finite and above 0"),
         ("fedopt", {"server_beta1": 1.0}, r"in \[0, 1\)"),
         ("fedgs+fedopt", {"server_momentum": 0.9}, "a server step of its own already"),
         ("fedgs+fedbn", {"mu": 0.1}, "'mu' is no option of algorithm 'fedgs\\+fedbn', but of fedprox"),

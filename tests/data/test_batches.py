@@ -53,6 +53,25 @@ def rows_of(images: torch.Tensor) -> list[int]:
     return [round(value) for value in ((images[:, 0, 8, 8] * deviation + mean) * 255).tolist()]
 
 
+def test_cases_are_drawn_as_often_as_their_weights_say_and_as_many_as_else() -> None:
+    frames, rows, weights = MadeFrames(40), [3, 5, 7, 11], np.array([1.0, 2.0, 3.0, 2.0])
+    batches = list(
+        training_batches(
+            frames,
+            rows,
+            batch_size=4,
+            augmentation=Augmentation.none(),
+            generator=generator(),
+            steps=2000,
+            case_weights=weights,
+        )
+    )
+    drawn = [row for batch in batches for row in rows_of(batch.images)]
+    assert len(batches) == 2000
+    shares = [drawn.count(row) / len(drawn) for row in rows]
+    assert shares == pytest.approx((weights / weights.sum()).tolist(), abs=0.02)  # 0.02 is 3.6 standard errors
+
+
 def test_an_epoch_gives_each_case_at_most_once_and_only_full_batches() -> None:
     frames, rows = MadeFrames(40), [3, 5, 7, 11, 13, 17, 19, 23, 29, 31]
     steps = count_steps(len(rows), 4, epochs=3)

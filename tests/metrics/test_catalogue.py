@@ -79,6 +79,7 @@ def by_loops(rows):
         for end, hits, lesions, wrong in (
             (f"_{percent}", found, true, false),
             (f"_small_{percent}", *small, false_small),
+            (f"_large_{percent}", found - small[0], true - small[1], false - false_small),
         ):
             expected[f"lesion_sensitivity{end}"] = ratio(hits, lesions)
             expected[f"lesion_precision{end}"] = ratio(hits, hits + wrong)

@@ -83,6 +83,24 @@ def test_degenerate_masks_equal_a_search_over_all_matchings(name, above):
     check_against_search(*DEGENERATE[name], above)
 
 
+def runs(*spans, length=20):
+    """A mask of one row with some runs of lesion."""
+    mask = np.zeros((1, length), dtype=bool)
+    for start, end in spans:
+        mask[0, start:end] = True
+    return mask
+
+
+@pytest.mark.parametrize("turn", [lambda mask: mask, np.fliplr, np.transpose])
+def test_of_equal_matchings_the_one_with_more_pairs_then_small_lesions_is_taken(turn):
+    several = runs((1, 2), (3, 9)), runs((0, 6), (7, 8))  # IoU 1/3, or twice 1/6
+    small = runs((3, 9)), runs((2, 4), (7, 17))  # IoU 1/7 with either
+    for prediction, truth in (several, small):
+        check_against_search(turn(prediction), turn(truth), 0.1)
+    assert match_lesions(lesion_overlaps(*map(turn, several)), above=0.1, small=1).found == 2
+    assert match_lesions(lesion_overlaps(*map(turn, small)), above=0.1, small=1 / 4).found_small == 1
+
+
 def check_against_search(prediction, truth, above):
     true, predicted, limit, outcomes = matching_sums(prediction, truth, above)
     found = match_lesions(lesion_overlaps(prediction, truth), above=above, small=1 / 4)

@@ -15,7 +15,7 @@ from fedgs.algorithms.fednova import fednova
 from fedgs.algorithms.fedopt import fedopt
 from fedgs.algorithms.fedper import fedper
 from fedgs.algorithms.fedprox import fedprox
-from fedgs.algorithms.matched import matched_global, matched_site
+from fedgs.algorithms.matched import matched_global, matched_gradient, matched_site
 from fedgs.algorithms.oversample_small import oversample_small
 from fedgs.algorithms.references import central, local
 from fedgs.algorithms.scaffold import scaffold
@@ -43,6 +43,7 @@ __all__ = [
     "fedprox",
     "local",
     "matched_global",
+    "matched_gradient",
     "matched_site",
     "oversample_small",
     "require_styles",
@@ -60,6 +61,7 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg-published": fedavg_published,
     "matched-global": matched_global,
     "matched-site": matched_site,
+    "matched-gradient": matched_gradient,
     "shuffled-scale": shuffled_scale,
     "oversample-small": oversample_small,
     "weighted-loss": weighted_loss,

@@ -68,9 +68,10 @@ class ScaledSteps(LocalRule):
         """
         unscaled = Difference(self._start, self._live, self._decayed)
         scaled = self._scaled.finish(update.num_examples)
-        ratio, cosine = compare(scaled.direction, unscaled)
+        direction = {name: tensor for name, tensor in scaled.direction.items() if name in self._start}
+        ratio, cosine = compare(direction, unscaled)
         metrics = {**update.metrics, **scaled.metrics, "norm_ratio": ratio, "cosine": cosine}
-        return replace(update, direction=scaled.direction, metrics=metrics), {}
+        return replace(update, direction=direction, metrics=metrics), {}
 
 
 def eta_of(base: float, difficulty: str) -> Callable[[Batch], float]:

@@ -15,7 +15,7 @@ def fedgs_gradient(
 
     A step of Adam holds a tenth of its own batch's gradient, the rest is of earlier batches; here eta goes with the
     gradient through the momentum, see `fedgs.scaled_moments`. With every eta 1 it is FedGS with every eta 1, within
-    rounding. It sends what FedAvg sends; counting a step takes twice the time of FedGS, and a third more memory.
+    rounding. It sends what FedAvg sends; counting a step takes twice the time of FedGS, and half as much memory again.
 
     Args:
         base: As for `fedgs`, like all others.

@@ -86,7 +86,7 @@ def fedopt(
     server_optimizer: str = "adam",
     server_lr: float | None = None,
     server_beta1: float | None = None,
-    server_tau: float = 1e-3,
+    server_tau: float | None = None,
 ) -> Algorithm:
     """Makes FedOpt: FedAdam, FedYogi, FedAdagrad, or FedAvgM (SGD with momentum), see `ServerOptimizer`.
 
@@ -100,7 +100,7 @@ def fedopt(
         server_lr: Learning rate of the server; the optimizer's default if None. "sgd" with 1 and without momentum is
             `inner`.
         server_beta1: Of the first moment, in [0, 1); likewise.
-        server_tau: Degree of adaptivity, > 0; 0.001 in the paper's experiments.
+        server_tau: Degree of adaptivity, > 0; 0.001, as in the paper's experiments, if None. "sgd" has none.
 
     Raises:
         ConfigError: A value is out of its range, or `inner` cannot be combined with it.
@@ -109,9 +109,11 @@ def fedopt(
     """
     if server_optimizer not in SERVER_OPTIMIZERS:
         raise unknown_choice("server_optimizer", server_optimizer, SERVER_OPTIMIZERS)
+    if server_tau is not None and server_optimizer not in _SECOND_MOMENTS:
+        raise ConfigError(f"server_tau has no meaning with server_optimizer '{server_optimizer}'; leave it out")
     given = {"lr": server_lr, "beta1": server_beta1}
     values = {**SERVER_OPTIMIZERS[server_optimizer]} | {key: value for key, value in given.items() if value is not None}
-    step = ServerOptimizer(server_optimizer, tau=server_tau, **values)
+    step = ServerOptimizer(server_optimizer, tau=1e-3 if server_tau is None else server_tau, **values)
     inner = inner or plain()
     made = extended(inner, "server optimizer", name="fedopt", rule=lambda rule: replace(rule, step=step))
     if inner.aggregate.step is not straight:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from torch.nn import Module
 from fedgs.algorithms.composition import extended, plain
 from fedgs.core import Algorithm
 from fedgs.errors import ConfigError, unknown_choice
+from fedgs.own import parts_of_sites
 from fedgs.tensors import buffers_of, unwrap, weights_of
 
 __all__ = ["fedper"]
@@ -24,16 +25,18 @@ def fedper(inner: Algorithm | None = None, *, head: str = "head") -> Algorithm:
 
     Raises:
         ConfigError: `inner` cannot be combined with it; or, once the network is known, that has no such part, or
-            nothing else.
+            nothing else, or leaves that to the sites anyway.
 
     Source: Arivazhagan et al., Federated Learning with Personalization Layers, 2019, arXiv 1912.00818.
     """
 
     def kept(model: Module) -> set[str]:
         names = {*weights_of(model), *buffers_of(model)}
-        found = {name for name in names if name.startswith(f"{head}.")}
-        if not found or found == names:
-            parts = [name for name, _ in unwrap(model).named_children()]
+        kept_anyway = parts_of_sites(model)
+        found = {name for name in names if name.startswith(f"{head}.")} - kept_anyway
+        if not found or found == names - kept_anyway:
+            children = {name for name, _ in unwrap(model).named_children()}
+            parts = {name for name in children if any(other.startswith(f"{name}.") for other in names - kept_anyway)}
             raise ConfigError(f"fedper: {unknown_choice(f'part of {type(unwrap(model)).__name__}', head, parts)}")
         return found
 

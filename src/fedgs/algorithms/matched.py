@@ -15,12 +15,12 @@ from fedgs.algorithms.fedavg import fedavg_published
 from fedgs.algorithms.fedgs import ScaledSteps, eta_of
 from fedgs.algorithms.server_rules import ServerRule, Shares
 from fedgs.core import Algorithm, Update
-from fedgs.tensors import Tensors
+from fedgs.tensors import Difference, Tensors
 
 if TYPE_CHECKING:
     from fedgs.data.case import Batch
 
-__all__ = ["matched_global", "matched_site"]
+__all__ = ["matched_global", "matched_gradient", "matched_site"]
 
 _ETA = "mean_eta"
 
@@ -50,11 +50,25 @@ class _Watched(ScaledSteps):
         return replace(update, direction=direction, metrics=metrics), memory
 
 
+class _AsLong(ScaledSteps):
+    """Steps that count alike, in an update as long as that of scaled gradients."""
+
+    def finish(self, update: Update, model: Module, optimizer: Optimizer) -> tuple[Update, Tensors]:
+        """Gives the direction with every eta 1 the length of the one that was scaled."""
+        unscaled = Difference(self._start, self._live, self._decayed)
+        update, memory = super().finish(update, model, optimizer)
+        ratio = update.metrics["norm_ratio"]
+        direction = {name: (1.0 if ratio is None else ratio) * tensor for name, tensor in unscaled.items()}
+        metrics = {**update.metrics, "cosine": None if ratio is None else 1.0}
+        return replace(update, direction={**update.direction, **direction}, metrics=metrics), memory
+
+
 def matched_site(base: float = 100.0, difficulty: str = "image") -> Algorithm:
     """Makes the control in which each update is multiplied by its site's mean eta of the round.
 
-    Kept as in FedGS: batches and their etas, length of the server's step, re-weighting of hospitals. Not kept: which of
-    a site's steps count more. FedGS less this control is that alone. It sends what FedAvg sends.
+    Kept as in FedGS: batches and their etas; nearly, length of the server's step and re-weighting of hospitals. Not
+    kept: which of a site's steps count more. FedGS less this control is that alone. For `fedgs_gradient`, whose updates
+    are longer than by their mean eta, `matched_gradient` is the control. It sends what FedAvg sends.
 
     Args:
         base: As for `fedgs`.
@@ -66,13 +80,33 @@ def matched_site(base: float = 100.0, difficulty: str = "image") -> Algorithm:
     return _matched("matched-site", base, difficulty, at_site=True)
 
 
+def matched_gradient(base: float = 100.0, difficulty: str = "image") -> Algorithm:
+    """Makes the control in which each update is as long as that of `fedgs_gradient`, and points where FedAvg's does.
+
+    With G what `fedgs_gradient` sends and G0 the same with every eta 1, it sends |G|/|G0| * G0. Kept as there: batches,
+    length of each update, re-weighting of hospitals. Not kept: where the update points. So `fedgs_gradient` less this
+    control is direction alone; less `matched_site` it is also what its updates are longer by. It sends what FedAvg
+    sends, and costs a site what `fedgs_gradient` costs.
+
+    Args:
+        base: As for `fedgs`.
+        difficulty: As for `fedgs`.
+
+    Raises:
+        ConfigError: A value is out of its range; or, at the first step, an optimizer that `fedgs_gradient` refuses.
+    """
+    rule = partial(_AsLong, eta_of(base, difficulty), scale="gradient")
+    return replace(fedavg_published(), name="matched-gradient", local_rule=rule, traits=frozenset({"scaled steps"}))
+
+
 def matched_global(base: float = 100.0, difficulty: str = "image") -> Algorithm:
     """Makes the control in which every update is multiplied by the mean eta of the whole round, weighted by steps.
 
-    Kept as in FedGS: batches and their etas, length of the server's step. Not kept: which steps count more, and which
-    hospitals. `matched_site` less this control is the re-weighting of hospitals; this control less FedAvg as published
-    is the length of the step. It sends one number more than FedAvg, the site's mean eta. The factor of a round is
-    `scale` under `server` in rounds.jsonl.
+    Kept as in FedGS: batches and their etas; nearly, length of the server's step. Not kept: which steps count more, and
+    which hospitals. `matched_site` less this control is the re-weighting of hospitals; this control less FedAvg as
+    published is the length of the step. It sends one number more than FedAvg, the site's mean eta. The factor of a
+    round is `scale` under `server` in rounds.jsonl. Where what it is extended by weights sites otherwise, so is the
+    mean (`scaffold`: all alike).
 
     Args:
         base: As for `fedgs`.

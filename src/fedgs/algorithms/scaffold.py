@@ -68,8 +68,8 @@ def scaffold(inner: Algorithm | None = None) -> Algorithm:
     c_k is the mean of the site's uncorrected gradients in its last round. Under plain SGD that equals option II of the
     paper, ``c_k - c + (w_server - w_k) / (T_k * lr)``, and it means the same with an adaptive optimizer, which divides
     by lengths of its own afterwards. Against FedAvg it sends as much again in both directions: c to the sites, changes
-    of c_k to the server; both tell of a site's gradients. The c_k themselves stay at the sites. A site that is seen for
-    the first time has c_k = 0; to an unseen hospital the server's weights apply.
+    of c_k to the server. The first change is c_k itself, since c_k = 0 before, so a server that adds them up knows the
+    mean gradient of every site in every round, without noise. To an unseen hospital the server's weights apply.
 
     Whatever is extended, the server's mean gives every site the same weight, as in the paper (with a server step of 1),
     in place of examples or steps: c is such a mean, too, and by other weights the corrections c - c_k would not cancel.

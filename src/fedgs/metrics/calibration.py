@@ -39,12 +39,14 @@ def calibration_error(
 
     Raises:
         ShapeError: Shapes differ, or a mask is not bool.
-        DataError: A probability is not a number in [0, 1].
+        DataError: A probability is not a number in [0, 1], or `band` or `bins` is too small.
 
     Source: Guo et al., On calibration of modern neural networks, ICML 2017, of the probability of one class; the band
     after Maier-Hein, Reinke et al., Nature Methods 21 (2024), 195-212, who warn of background that outweighs all else.
     """
     require_pair(prediction, truth)
+    if band < 0 or bins < 1:
+        raise DataError(f"expected a band of at least 0 elements and at least 1 bin, got {band} and {bins}")
     if probability.shape != truth.shape:
         raise ShapeError(f"expected probabilities of the masks' shape {truth.shape}, got {probability.shape}")
     wrong = ~((probability >= 0) & (probability <= 1))

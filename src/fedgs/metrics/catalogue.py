@@ -17,7 +17,7 @@ from fedgs.errors import DataError
 from fedgs.metrics.case import THRESHOLDS
 from fedgs.metrics.table import DETAILS, Mean, require_sound, with_details
 
-__all__ = ["METRICS", "Metric", "other_scores"]
+__all__ = ["METRICS", "Column", "Metric", "other_scores"]
 
 Column = Callable[[pd.DataFrame], pd.Series]
 """A number per image from the columns of scores.csv."""
@@ -41,6 +41,7 @@ class Metric:
         part: Numerator per image; nan where the image does not count.
         whole: Denominator per image.
         unit: "" for a share in [0, 1], "%" for one that is shown in percent, "px", or "per image".
+        paired: Whether the denominator is the same whatever is predicted, so that two networks have the same cases.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     part: Column
     whole: Column
     unit: str = ""
+    paired: bool = True
 
     def of_images(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Gives numerator and denominator per row, both 0 where the image does not count; for comparisons of runs."""
@@ -134,7 +136,7 @@ def _of_pixels() -> Iterator[Metric]:
     yield Metric("iou", _PIXELS, "IoU", about, _LESION, "higher", *value)
     about = "Share of the marked pixels that are lesion; undefined where nothing is marked."
     value = _with_lesion(_quotient(tp, _sum(tp, fp)))
-    yield Metric("precision", _PIXELS, "Precision", about, _MARKED, "higher", *value)
+    yield Metric("precision", _PIXELS, "Precision", about, _MARKED, "higher", *value, paired=False)
     about = "Share of the pixels of the lesions that are marked."
     value = _with_lesion(_quotient(tp, _sum(tp, fn)))
     yield Metric("recall", _PIXELS, "Recall", about, _LESION, "higher", *value)
@@ -148,7 +150,7 @@ def _of_boundaries() -> Iterator[Metric]:
     for name, (title, what) in distances.items():
         about = f"{what} Only images in which anything is marked, which favours a network that marks little."
         value = _with_lesion(_column(name))
-        yield Metric(name, _BOUNDARIES, f"{title}, found", about, _MARKED, "lower", *value, "px")
+        yield Metric(name, _BOUNDARIES, f"{title}, found", about, _MARKED, "lower", *value, "px", paired=False)
         about = f"{what} The diagonal of the image where nothing is marked."
         value = _with_lesion(_or_diagonal(name))
         yield Metric(
@@ -161,7 +163,7 @@ def _of_boundaries() -> Iterator[Metric]:
 
 def _of_lesions() -> Iterator[Metric]:
     for percent, above in THRESHOLDS.items():
-        for small, which in (("_small", "small lesions"), ("", "all lesions")):
+        for small, which in (("_small", "small lesions"), ("_large", "larger lesions"), ("", "all lesions")):
             lesions, found, false = _lesion_columns(small, percent)
             marked, end, group = _sum(found, false), f"{small}_{percent}", f"Lesions, IoU above {above}"
             about = f"Share of {which} that are found, that is matched one to one with an IoU above {above}."
@@ -169,10 +171,11 @@ def _of_lesions() -> Iterator[Metric]:
             yield Metric(f"lesion_sensitivity{end}", group, f"Sensitivity, {which}", about, which, "higher", *ratio)
             about, over = f"Share of {which} that are marked and match one.", f"{which} that are marked"
             ratio = found, marked
-            yield Metric(f"lesion_precision{end}", group, f"Precision, {which}", about, over, "higher", *ratio)
+            name, title = f"lesion_precision{end}", f"Precision, {which}"
+            yield Metric(name, group, title, about, over, "higher", *ratio, paired=False)
             about, over = f"Harmonic mean of sensitivity and precision, {which}.", f"{which}, true and marked"
             ratio = _sum(found, found), _sum(lesions, marked)
-            yield Metric(f"lesion_f1{end}", group, f"F1, {which}", about, over, "higher", *ratio)
+            yield Metric(f"lesion_f1{end}", group, f"F1, {which}", about, over, "higher", *ratio, paired=False)
             about = f"Of {which} that are marked, those that match none, per image."
             value = _where(false, lambda t: t["lesions"].notna())
             title = f"Falsely marked, {which}"
@@ -180,11 +183,16 @@ def _of_lesions() -> Iterator[Metric]:
 
 
 def _lesion_columns(small: str, name: int) -> tuple[Column, Column, Column]:
-    """True, found and falsely marked lesions per image, all of them or the small ones."""
-    if small:
-        return _column("lesions_small"), _column(f"found_small_{name}"), _column(f"false_small_{name}")
+    """True, found and falsely marked lesions per image: all of them, the small ones, or those that are not small."""
     found = _column(f"found_{name}")
-    return _column("lesions"), found, lambda t: t["predicted_lesions"] - found(t)
+    every: tuple[Column, ...] = (_column("lesions"), found, lambda t: t["predicted_lesions"] - found(t))
+    of_small = _column("lesions_small"), _column(f"found_small_{name}"), _column(f"false_small_{name}")
+    lesions, hits, false = {"": every, "_small": of_small}.get(small) or map(_minus, every, of_small)
+    return lesions, hits, false
+
+
+def _minus(first: Column, second: Column) -> Column:
+    return lambda t: first(t) - second(t)
 
 
 def _sum(first: Column, *others: Column) -> Column:

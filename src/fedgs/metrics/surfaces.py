@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from fedgs.errors import ShapeError
+from fedgs.errors import DataError, ShapeError
 from fedgs.metrics.masks import Mask, box_around, require_pair
 
 __all__ = ["SurfaceDistances", "average_surface_distance", "hd95", "surface_dice", "surface_distances"]
@@ -57,9 +57,12 @@ def surface_distances(prediction: Mask, truth: Mask, *, spacing: Sequence[float]
         ShapeError: The masks do not fit together, or the spacing does not fit them.
     """
     require_pair(prediction, truth)
-    scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, dtype=float)
+    try:
+        scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, dtype=float)
+    except (TypeError, ValueError):
+        scale = np.zeros(0)
     if scale.shape != (truth.ndim,) or not (np.isfinite(scale) & (scale > 0)).all():
-        raise ShapeError(f"spacing: expected {truth.ndim} numbers above 0, one per axis of the masks, got {spacing}")
+        raise ShapeError(f"spacing: expected {truth.ndim} numbers above 0, one per axis of the masks, got {spacing!r}")
     box = box_around(prediction | truth)
     predicted, true = (np.argwhere(_boundary(mask[box])) * scale for mask in (prediction, truth))
     return SurfaceDistances(_nearest(predicted, true), _nearest(true, predicted))
@@ -103,8 +106,13 @@ def surface_dice(distances: SurfaceDistances, *, tolerance: float) -> float:
     Returns:
         In [0, 1]; 0 where one mask is empty, nan where both are.
 
+    Raises:
+        DataError: The tolerance is below 0 or no number.
+
     Source: Nikolov et al., J Med Internet Res 23 (2021), e26151; boundary elements count alike here.
     """
+    if not tolerance >= 0:
+        raise DataError(f"the tolerance of the surface Dice must be at least 0, got {tolerance}")
     total = distances.to_truth.size + distances.to_prediction.size
     if total == 0:
         return float("nan")

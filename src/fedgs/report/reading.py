@@ -97,6 +97,11 @@ def _summary(folder: Path) -> Mapping[str, Any]:
             f"{path}: expected format {_FORMAT}, found {summary.get('format')!r}; was it written by another version of "
             "fedgs? Run it again, or make the report with that version"
         )
+    if "study" in summary:
+        raise DataError(
+            f"{folder}: is a run of a study, of which only scores are kept; they stand in its summary.json, and beside "
+            "those of the other arms in study.csv of the study"
+        )
     done, planned = summary.get("round"), summary.get("rounds")
     if done != planned:
         raise DataError(

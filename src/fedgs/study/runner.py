@@ -365,7 +365,20 @@ class Board:
         over = self._finished | self._failed.keys()
         left = sum(rounds for path, rounds in self._rounds.items() if path not in over)
         begun = sum(task.rounds or 0.0 for task in self._tasks.values())
-        pace = self._rounds_done / (time.monotonic() - self._started)
         running = {task.run.path: task.status for task in self._tasks.values()}
-        eta = (left - begun) / pace if pace > 0 and left > begun else None  # when test images are scored, it is unknown
+        eta = seconds_left(left - begun, self._rounds_done, time.monotonic() - self._started)
         return Status(len(self._rounds), len(self._finished), self._failed, running, eta)
+
+
+def seconds_left(rounds: float, done: float, seconds: float) -> float | None:
+    """Tells how long some rounds will take, at the pace so far; None before there is one, or when none are left.
+
+    Args:
+        rounds: That are left, over all runs.
+        done: In the time since.
+        seconds: That time.
+
+    >>> seconds_left(30, 4, 60)
+    450.0
+    """
+    return rounds * seconds / done if done > 0 and rounds > 0 else None
