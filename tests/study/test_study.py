@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -236,6 +237,23 @@ def test_a_study_goes_on_elsewhere_from_what_is_committed_and_its_plan_may_grow(
     added = [name for name in after if name not in before]
     assert {Path(name).parts[2] for name in added} == {"matched-site"}
     assert "matched-site" in done.stdout
+
+
+def test_a_trunk_tells_nothing_of_the_machine_and_is_the_same_where_the_data_lie_elsewhere(
+    study: Path, data: Path, tmp_path: Path
+) -> None:
+    for path in (study / TRUNK).rglob("*"):
+        if path.suffix in (".json", ".toml", ".csv", ".jsonl"):
+            text = path.read_text()
+            assert str(data) not in text
+            assert socket.gethostname() not in text.replace("-", " ").split()
+    assert "host" not in read_json(study / TRUNK / "environment.json")
+    (study / TRUNK / "checkpoints" / "last.safetensors").unlink()
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    grown = {**PLAN["cells"][0], "arms": ["fedavg-published", "fedgs", "matched-site"]}
+    done = resume(study, elsewhere, written(tmp_path / "grown.toml", cells=[grown, PLAN["cells"][1]]))
+    assert done.returncode == 0, done.stderr
+    assert (study / Path(CELL).with_name("matched-site")).exists()
 
 
 def test_earlier_plans_are_kept_and_a_folder_may_be_described(study: Path, data: Path, tmp_path: Path) -> None:

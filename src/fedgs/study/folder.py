@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = ["Result", "StudyFolder"]
 _ERROR = "error.txt"
 _STAGED = ".staged"
 _EARLIER = "earlier-plans"
+_TOLD_OF_TRUNKS = ("fedgs", "python", "torch", "device", "threads", "data", "small_rule", "channels")
 _KINDS = ("tune", "trunks", "cells")
 
 
@@ -194,13 +196,9 @@ class StudyFolder:
         made = self.path / _STAGED
         shutil.rmtree(made, ignore_errors=True)  # left by a killed process
         made.mkdir()
-        kept = ["rounds.jsonl"]
         if isinstance(run, Trunk):
-            kept += ["config.toml", "environment.json", "split.csv", "checkpoints/last.safetensors"]
-            about = {**about, "weights": _hash_of(work.checkpoint("last"))}
-        for name in kept:
-            (made / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(work.path / name, made / name)
+            about = {**about, "weights": _keep_weights(work, config, made)}
+        shutil.copyfile(work.path / "rounds.jsonl", made / "rounds.jsonl")
         hashed = ["rounds.jsonl", "scores.csv"]
         if (work.path / "masks").is_dir() and isinstance(run, Cell):
             shutil.copytree(work.path / "masks", made / "masks")
@@ -230,9 +228,10 @@ class StudyFolder:
         work = RunFolder(self.work(run))
         return work.config() if work.is_started else None
 
-    def weights_in_work(self, trunk: Trunk) -> str:
-        """Checksum of the weights of a trunk that is finished in `work`."""
-        return _hash_of(RunFolder(self.work(trunk)).checkpoint("last"))
+    def weights_in_work(self, trunk: Trunk, config: RunConfig) -> str:
+        """Checksum that the weights of a trunk which is finished in `work` will have in their place."""
+        with tempfile.TemporaryDirectory() as made:
+            return _keep_weights(RunFolder(self.work(trunk)), config, Path(made))
 
     def tidy(self, run: Run) -> None:
         """Removes what a killed process left of a run that is finished."""
@@ -329,6 +328,19 @@ class StudyFolder:
             )
 
 
+def _keep_weights(work: RunFolder, config: RunConfig, made: Path) -> str:
+    """Writes the last weights of a trunk as a run folder, and gives their checksum.
+
+    It tells neither where the data lay nor of the machine: it can be committed, and is the same bytes elsewhere.
+    """
+    told = {name: value for name, value in work.environment().items() if name in _TOLD_OF_TRUNKS}
+    kept = RunFolder(made)
+    kept.create(_without_places(config), told, work.split())
+    kept.keep(work.load("last"), [])
+    kept.checkpoint("last").with_suffix(".json").unlink()
+    return _hash_of(kept.checkpoint("last"))
+
+
 def described(primary: Primary) -> dict[str, Any]:
     """Gives what decides as JSON can hold it."""
     pairs = [list(pair) for pair in primary.contrasts]
@@ -337,10 +349,13 @@ def described(primary: Primary) -> dict[str, Any]:
 
 def as_settings(config: RunConfig) -> dict[str, Any]:
     """Gives the resolved settings of a run as JSON can hold them, less where things lie and what a machine decides."""
-    split = config.data.split if config.data.split in NAMED_SPLITS else Path(config.data.split).name
-    plain = configure(config, data=None, device="any", init_from=None, init_checkpoint=None, split=split)
-    tables = tomllib.loads(write_config(plain))
+    tables = tomllib.loads(write_config(_without_places(config)))
     return {name: value for table in tables.values() for name, value in table.items() if name != "device"}
+
+
+def _without_places(config: RunConfig) -> RunConfig:
+    split = config.data.split if config.data.split in NAMED_SPLITS else Path(config.data.split).name
+    return configure(config, data=None, init_from=None, init_checkpoint=None, split=split)
 
 
 def _hash_of(path: Path) -> str:

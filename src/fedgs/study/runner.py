@@ -323,7 +323,7 @@ class Board:
     def _end(self, task: _Task) -> None:
         code = task.process.exitcode
         match task.ended:
-            case Succeeded() if self._is_another_trunk(task.run):
+            case Succeeded() if self._is_another_trunk(task.run, resolve(task.config)):
                 self._fail(
                     task.run,
                     "was made again, on another machine or with another version, and differs from the one that its "
@@ -341,11 +341,11 @@ class Board:
                 self._fail(task.run, f"its process ended {killed}; was there enough memory? Try fewer --jobs")
         write_table(self.plan, self.folder)
 
-    def _is_another_trunk(self, run: Run) -> bool:
+    def _is_another_trunk(self, run: Run, config: RunConfig) -> bool:
         """Whether a trunk, made again for its weights, differs from the one that was there."""
         if not isinstance(run, Trunk) or not self.folder.is_finished(run):
             return False
-        return bool(self.folder.result(run).told["weights"] != self.folder.weights_in_work(run))
+        return bool(self.folder.result(run).told["weights"] != self.folder.weights_in_work(run, config))
 
     def _about(self, run: Run) -> dict[str, Any]:
         about: dict[str, Any] = {"primary": described(self.plan.primary)}

@@ -1,0 +1,39 @@
+"""fedgs compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedgs.cli.console import counting, make_console
+from fedgs.cli.entry import cli
+
+
+@cli.command()
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN... | STUDY")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for index.html and comparison.json."
+)
+@click.option("--baseline", help="Arm that all others are compared with. [default: what the plan declares]")
+@click.option("--metric", help="Primary outcome. [default: what the plan declares, else dice_t]")
+@click.option("--anyway", is_flag=True, help="Compare also runs that should not be compared; the report says so.")
+def compare(paths: tuple[Path, ...], out: Path, baseline: str | None, metric: str | None, anyway: bool) -> None:
+    """Say whether one algorithm helps small lesions, with an interval: helps, hurts or undecided.
+
+    RUN... are finished runs, paired by left-out hospital, fold and seed; STUDY is the folder of a study.
+    """
+    from fedgs.verdict.judging import compare as judge
+    from fedgs.verdict.observed import observe
+    from fedgs.verdict.telling import remarks, sentence
+    from fedgs.verdict.writing import write_comparison
+
+    with counting(make_console(), "comparing") as watch:
+        comparison = judge(observe(paths), baseline=baseline, metric=metric, anyway=anyway, watch=watch)
+    written = write_comparison(comparison, out)
+    for number in range(len(comparison.primary)):
+        click.echo(sentence(comparison, number))
+        for remark in remarks(comparison, number):
+            click.echo(f"  {remark}")
+    for path in written:
+        click.echo(f"Written: {path}")

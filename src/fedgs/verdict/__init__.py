@@ -1,0 +1,1 @@
+"""What runs say together: which arm helps small lesions, and how sure that is."""

@@ -1,0 +1,207 @@
+"""What a comparison says: sentences for people, and comparison.json for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import fedgs
+from fedgs.verdict.contrasts import other_causes
+from fedgs.verdict.intervals import Interval
+from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of
+from fedgs.verdict.outcomes import Outcome
+
+__all__ = ["as_json", "name_of", "remarks", "sentence"]
+
+_FORMAT = 1
+_NAMES = {
+    "fedgs": "FedGS",
+    "fedgs-gradient": "FedGS on gradients",
+    "matched-site": "a matched step",
+    "matched-global": "a step matched over all hospitals",
+    "matched-gradient": "an update as long",
+    "fedavg-published": "FedAvg as published",
+    "fedavg": "FedAvg",
+}
+_SHARES = ("", "%")
+MINUS = "\N{MINUS SIGN}"
+
+
+def name_of(arm: str) -> str:
+    """Names an arm as a sentence would."""
+    return _NAMES.get(arm, arm)
+
+
+def sentence(comparison: Comparison, number: int = 0) -> str:
+    """Says what a primary contrast came to, in one sentence.
+
+    Args:
+        comparison: The comparison.
+        number: Of the contrast, among the primary ones.
+    """
+    judged, needed = comparison.primary[number], comparison.needed[number]
+    sites = len(judged.data.sites)
+    hospitals = "1 hospital" if sites == 1 else f"{sites} hospitals"
+    where = f"On {hospitals} left out {'' if sites == 1 else 'once each'}".rstrip()
+    where = where if judged.part == "test_out" else f"On held-out images of {hospitals}"
+    count = len(comparison.primary)
+    level = "95 % interval" + ("" if count == 1 else f", {100 * judged.level:.1f} % for each of {count} contrasts,")
+    seeds = len(judged.contrast.seeds)
+    return (
+        f"{where}, {name_of(judged.contrast.arm)} changes {judged.outcome.title} by "
+        f"{signed(judged.estimate.difference, judged.outcome)} against {name_of(judged.contrast.baseline)} "
+        f"({level} {_span(judged.estimate.interval, judged.outcome)}; {seeds} seed{'' if seeds == 1 else 's'}, "
+        f"{judged.data.cases} images): {judged.verdict}{_scope(judged)}; {_need(judged, needed)}."
+    )
+
+
+def remarks(comparison: Comparison, number: int = 0) -> list[str]:
+    """Says what a reader must know before taking a verdict for more than it is, a sentence each."""
+    judged, observation = comparison.primary[number], comparison.observation
+    contrast = judged.contrast
+    told = [
+        f"{name} should not be compared, and was on request: the runs differ in {'; '.join(reasons)}."
+        for name, reasons in comparison.obstacles.items()
+    ]
+    if causes := other_causes(contrast):
+        told.append(f"The difference cannot be attributed to scaling alone: so do {', '.join(causes)} differ.")
+    told += _of_training(judged) + _of_margin(judged, comparison.large[number], comparison.margin)
+    if judged.estimate.seeds == 1:
+        told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
+    if math.isnan(judged.estimate.these.low):
+        told.append("Every hospital has one patient with such images only, so that no interval can be given.")
+    if not comparison.declared:
+        told.append("What decides was not declared before these runs.")
+    if apart := [arm for arm in (contrast.arm, contrast.baseline) if arm in observation.untuned]:
+        told.append(f"Not tuned: {', '.join(apart)}.")
+    if lost := len(observation.missing) + len(observation.failed):
+        failed = f", {len(observation.failed)} of them failed" if observation.failed else ""
+        told.append(f"{lost} cells of the plan are not there{failed}.")
+    return told
+
+
+def _of_training(judged: Judged) -> list[str]:
+    blocks = {
+        known: sorted({run.block for run, _ in judged.contrast.pairs if run.converged is known})
+        for known in (False, None)
+    }
+    told = [f"Not converged: {'; '.join(blocks[False])}. A difference may be one of speed."] if blocks[False] else []
+    return told + ([f"Whether training had converged is not known: {'; '.join(blocks[None])}."] if blocks[None] else [])
+
+
+def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]:
+    if large is None:
+        return ["There is no image with large lesions only, so whether these lose anything is not known."]
+    if judged.verdict == "undecided" and verdict_of(judged.estimate.interval, judged.outcome) == "helps":
+        low = signed(large.estimate.interval.low, large.outcome)
+        return [
+            f"A gain is not decided while Dice-L may have fallen by more than {margin:g}: its interval begins at {low}."
+        ]
+    return []
+
+
+def _scope(judged: Judged) -> str:
+    return ", for these hospitals only" if judged.estimate.new is None and judged.verdict != "undecided" else ""
+
+
+def _need(judged: Judged, needed: Needed) -> str:
+    goal = f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %"
+    if judged.outcome.unit not in _SHARES:
+        return "how large a study should be is told for shares alone"
+    if needed.sites is None and needed.here is None:
+        return f"{goal}, no number of images would suffice"
+    here = (
+        f"no number of images in these {len(judged.data.sites)} would suffice"
+        if needed.here is None
+        else f"in these, about {needed.here:,} would do"
+    )
+    if needed.sites is None:
+        return f"{goal}, {here}"
+    return f"{goal}, about {needed.patients:,} patients with such images in {needed.sites} hospitals; {here}"
+
+
+def signed(value: float, outcome: Outcome) -> str:
+    """Writes a difference with its sign, in the unit of the outcome."""
+    if math.isnan(value):
+        return "?"
+    shown = {"px": f"{value:+.1f} px", "%": f"{100 * value:+.2f} %", "per image": f"{value:+.2f} per image"}
+    text = shown.get(outcome.unit, f"{value:+.3f}")
+    return text.replace("-", MINUS)
+
+
+def _span(interval: Interval, outcome: Outcome) -> str:
+    return f"{signed(interval.low, outcome)} to {signed(interval.high, outcome)}"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Gives a comparison as JSON can hold it; the first primary contrast stands at the top as well."""
+    first = comparison.primary[0]
+    return {
+        "format": _FORMAT,
+        "fedgs": fedgs.__version__,
+        **_told(first),
+        "sentence": sentence(comparison),
+        "remarks": remarks(comparison),
+        "name": comparison.observation.name,
+        "declared": comparison.declared,
+        "margin": comparison.margin,
+        "error": ERROR,
+        "primary": [
+            {
+                **_told(judged),
+                "sentence": sentence(comparison, number),
+                "remarks": remarks(comparison, number),
+                "dice_l": None if large is None else _told(large),
+                "non_inferior": None if large is None else bool(large.estimate.interval.low > -comparison.margin),
+                "needed": {"effect": EFFECT, "power": POWER, **_needed(comparison.needed[number])},
+            }
+            for number, (judged, large) in enumerate(zip(comparison.primary, comparison.large, strict=True))
+        ],
+        "further": [_told(judged) for judged in comparison.further],
+        "itself": None if comparison.itself is None else _told(comparison.itself),
+        "obstacles": {name: list(reasons) for name, reasons in comparison.obstacles.items()},
+        "missing": list(comparison.observation.missing),
+        "failed": dict(comparison.observation.failed),
+        "runs": [
+            {"arm": run.arm, "unseen_site": run.unseen_site, "fold": run.fold, "seed": run.seed}
+            for run in comparison.observation.runs
+        ],
+    }
+
+
+def _told(judged: Judged) -> dict[str, Any]:
+    found, data = judged.estimate, judged.data
+    return {
+        "verdict": judged.verdict,
+        "difference": found.difference,
+        "interval": _pair(found.interval),
+        "n_cases": data.cases,
+        "n_sites": len(data.sites),
+        "seeds": judged.contrast.seeds,
+        "folds": judged.contrast.folds,
+        "contrast": [judged.contrast.arm, judged.contrast.baseline],
+        "metric": judged.outcome.name,
+        "part": judged.part,
+        "level": judged.level,
+        "these_hospitals": _pair(found.these),
+        "new_hospital": None if found.new is None else _pair(found.new),
+        "n_patients": len(data.weight),
+        "sites": {
+            site: {"difference": float(value), "n_cases": cases}
+            for site, value, cases in zip(data.sites, found.site_differences, data.cases_of, strict=True)
+        },
+        "variance": {name: _number(getattr(found.components, name)) for name in ("patient", "run", "site")},
+    }
+
+
+def _needed(needed: Needed) -> Mapping[str, int | None]:
+    return {"sites": needed.sites, "patients": needed.patients, "patients_here": needed.here}
+
+
+def _pair(interval: Interval) -> list[float | None]:
+    return [_number(interval.low), _number(interval.high)]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

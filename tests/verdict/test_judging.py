@@ -1,0 +1,240 @@
+"""Which verdict a comparison comes to, and what is said beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedgs.errors import ConfigError, DataError
+from fedgs.verdict.intervals import Interval
+from fedgs.verdict.judging import compare, verdict_of
+from fedgs.verdict.observed import Observation
+from fedgs.verdict.outcomes import OUTCOMES, as_numbers
+from fedgs.verdict.telling import as_json, remarks, sentence
+from observed_runs import PRIMARY, SITES, observed, study
+
+ARMS = {"fedavg-published": 0.0, "matched-site": 0.0, "fedgs": 0.0, "fedgs-gradient": 0.0}
+
+
+def without(observation: Observation, arm: str, **options: float) -> Observation:
+    """The study with other runs of an arm."""
+    runs = [observed(arm, run.unseen_site, run.seed, **options) if run.arm == arm else run for run in observation.runs]
+    return replace(observation, runs=runs)
+
+
+def test_a_gain_in_all_hospitals_helps_and_a_loss_hurts() -> None:
+    found = compare(study(ARMS | {"fedgs": 0.1, "fedgs-gradient": -0.1}))
+    first, second = found.primary
+    assert (first.verdict, second.verdict) == ("helps", "hurts")
+    assert first.estimate.difference == pytest.approx(0.1, abs=0.02)
+    assert first.data.cases == sum(count // 3 for count in SITES.values())
+    assert first.level == second.level == 0.975
+    assert "changes Dice-T by +0." in sentence(found)
+    assert "against a matched step (95 % interval, 97.5 % for each of 2 contrasts, +0." in sentence(found)
+    assert "2 seeds, 56 images): helps; to detect 0.02" in sentence(found)
+    assert remarks(found) == []
+
+
+def test_a_gain_is_the_mean_of_differences_by_case() -> None:
+    runs = study(ARMS | {"fedgs": 0.1})
+    tables = [
+        run.scores.query("is_tiny").assign(arm=run.arm, seed=run.seed)
+        for run in runs.runs
+        if run.arm in ("fedgs", "matched-site")
+    ]
+    of_case = pd.concat(tables).groupby(["arm", "site", "case"])["dice"].mean().unstack("arm")
+    expected = (of_case["fedgs"] - of_case["matched-site"]).mean()
+    assert compare(runs).primary[0].estimate.difference == pytest.approx(expected)
+
+
+def test_a_gain_in_small_lesions_that_costs_large_ones_is_undecided() -> None:
+    found = compare(without(study(ARMS), "fedgs", gain=0.1, large=-0.02))
+    assert found.primary[0].estimate.interval.low > 0
+    assert found.primary[0].verdict == "undecided"
+    assert "Dice-L may have fallen by more than 0.01: its interval begins at" in " ".join(remarks(found))
+    assert compare(without(study(ARMS), "fedgs", gain=0.1, large=-0.005)).primary[0].verdict == "helps"
+
+
+def test_arms_that_give_the_same_scores_are_undecided() -> None:
+    runs = study(ARMS)
+    same = [replace(run, scores=observed("matched-site", run.unseen_site, run.seed).scores) for run in runs.runs]
+    found = compare(replace(runs, runs=same))
+    assert {each.verdict for each in (*found.primary, *found.further)} == {"undecided"}
+    assert found.primary[0].estimate.interval == Interval(0, 0)
+    json.dumps(as_json(found), allow_nan=False)
+
+
+def test_constant_scores_that_differ_are_decided_by_what_they_are() -> None:
+    runs = study(ARMS)
+    flat = [replace(run, scores=run.scores.assign(dice=0.5 if run.arm == "fedgs" else 0.4)) for run in runs.runs]
+    found = compare(replace(runs, runs=flat)).primary[0]
+    assert found.verdict == "helps"
+    assert found.estimate.interval.low == pytest.approx(0.1)
+
+
+def test_scores_that_are_no_number_are_refused() -> None:
+    runs = study(ARMS)
+    spoilt = runs.runs[2].scores.copy()
+    spoilt.loc[0, "dice"] = np.nan
+    with pytest.raises(DataError, match=r"expects Dice in \[0, 1\], but site 'C1', case 'C1-000' has nan"):
+        as_numbers(spoilt)
+
+
+def test_one_seed_is_said() -> None:
+    found = compare(study(ARMS | {"fedgs": 0.1}, seeds=[3]))
+    assert found.primary[0].contrast.seeds == [3]
+    assert "1 seed, " in sentence(found)
+    assert "over cases only and knows nothing of other runs" in " ".join(remarks(found))
+
+
+def test_fewer_than_four_hospitals_speak_for_themselves_only() -> None:
+    found = compare(study(ARMS | {"fedgs": 0.1}, sites=["C1", "C5"]))
+    assert found.primary[0].estimate.new is None
+    assert "helps, for these hospitals only; " in sentence(found)
+
+
+def test_runs_without_an_unseen_hospital_are_compared_on_held_out_images() -> None:
+    runs = [observed(arm, None, seed, gain=gain) for seed in (0, 1) for arm, gain in (("fedgs", 0.1), ("fedavg", 0))]
+    found = compare(Observation("two", runs))
+    assert found.primary[0].part == "test_in"
+    assert sentence(found).startswith("On held-out images of 5 hospitals, FedGS changes")
+    told = " ".join(remarks(found))
+    assert "cannot be attributed to scaling alone: so do weights of hospitals" in told
+    assert "What decides was not declared before these runs." in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"settings": {"model": "utnet"}}, r"model: 'utnet' for fedgs, 'unet' for matched-site"),
+        ({"settings": {"rounds": 60}}, r"rounds: 60 for fedgs, 30 for matched-site"),
+        ({"data": "other"}, r"images, masks, flags or split"),
+        ({"start": "0" * 64}, r"the weights they started from"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_unless_it_is_asked_for(changes: dict, said: str) -> None:
+    runs = study(ARMS)
+    spoilt = [
+        replace(run, **{k: {**run.settings, **v} if k == "settings" else v for k, v in changes.items()})
+        if run.arm == "fedgs"
+        else run
+        for run in runs.runs
+    ]
+    with pytest.raises(ConfigError, match=said):
+        compare(replace(runs, runs=spoilt))
+    found = compare(replace(runs, runs=spoilt), anyway=True)
+    assert "should not be compared, and was on request" in remarks(found)[0]
+
+
+def test_another_cause_is_named() -> None:
+    runs = study(ARMS)
+    other = [replace(run, settings={**run.settings, "lr": 0.1}) if run.arm == "fedgs" else run for run in runs.runs]
+    assert "cannot be attributed to scaling alone: so do lr differ" in " ".join(
+        remarks(compare(replace(runs, runs=other)))
+    )
+
+
+def test_what_is_not_converged_tuned_or_there_is_said() -> None:
+    runs = study(ARMS)
+    late = [replace(run, converged=run.unseen_site != "C2") for run in runs.runs]
+    found = compare(replace(runs, runs=late, missing=["a"], failed={"b": "nan"}, untuned=["fedgs"]))
+    told = " ".join(remarks(found))
+    assert "Not converged: without C2, fold 0. A difference may be one of speed." in told
+    assert "Not tuned: fedgs." in told
+    assert "2 cells of the plan are not there, 1 of them failed." in told
+
+
+def test_cells_that_only_one_arm_has_do_not_enter() -> None:
+    whole = study(ARMS)
+    lost = [run for run in whole.runs if (run.arm, run.unseen_site, run.seed) != ("fedgs", "C3", 1)]
+    found = compare(replace(whole, runs=lost)).primary[0]
+    assert found.contrast.unseen_sites == list(SITES)
+    assert len(found.contrast.pairs) == 9
+
+
+def test_other_images_are_refused() -> None:
+    runs = study(ARMS)
+    fewer = [replace(run, scores=run.scores.iloc[1:]) if run.arm == "fedgs" else run for run in runs.runs]
+    with pytest.raises(DataError, match=r"did not score the same images in test_out"):
+        compare(replace(runs, runs=fewer))
+
+
+def test_no_small_lesion_in_a_part_is_refused_with_the_outcomes_that_can_be() -> None:
+    runs = study(ARMS)
+    none = [replace(run, scores=run.scores.query("not is_tiny")) for run in runs.runs]
+    with pytest.raises(
+        DataError, match=r"no out-test image counts in Dice-T.*another --metric, one of: dice_t, dice_s"
+    ):
+        compare(replace(runs, runs=none))
+    assert compare(replace(runs, runs=none), metric="dice_l").primary[0].outcome.name == "dice_l"
+
+
+def test_a_metric_that_was_not_declared_is_marked() -> None:
+    found = compare(study(ARMS), metric="dice_s")
+    assert "What decides was not declared before these runs." in remarks(found)
+    with pytest.raises(ConfigError, match="unknown metric 'dice_x'"):
+        compare(study(ARMS), metric="dice_x")
+
+
+def test_the_baseline_can_be_chosen() -> None:
+    found = compare(study(ARMS), baseline="fedavg-published")
+    assert [(each.contrast.arm, each.contrast.baseline) for each in found.primary] == [
+        (arm, "fedavg-published") for arm in ("matched-site", "fedgs", "fedgs-gradient")
+    ]
+    assert found.primary[0].level == pytest.approx(1 - 0.05 / 3)
+    with pytest.raises(ConfigError, match="unknown arm for --baseline 'fedavg'"):
+        compare(study(ARMS), baseline="fedavg")
+    with pytest.raises(ConfigError, match="there is one arm only"):
+        compare(study({"fedgs": 0.0}))
+
+
+def test_all_others_share_another_5_percent() -> None:
+    found = compare(study(ARMS))
+    levels = {each.level for each in found.further}
+    assert len(levels) == 1
+    assert levels.pop() >= 1 - 0.05 / len(found.further)
+    assert len(found.further) > 40
+    primary = {(each.contrast.arm, each.contrast.baseline) for each in found.primary}
+    assert not [
+        each
+        for each in found.further
+        if (each.contrast.arm, each.contrast.baseline) in primary
+        and (each.part, each.outcome.name) == ("test_out", "dice_t")
+    ]
+
+
+def test_the_baseline_against_itself_is_its_seeds_that_no_other_arm_has() -> None:
+    runs = study(ARMS)
+    again = [observed("fedavg-published", site, seed) for site in ("C5", "C3") for seed in (2, 3)]
+    found = compare(replace(runs, runs=[*runs.runs, *again]))
+    assert found.itself is not None
+    assert found.itself.contrast.seeds == [0, 1]
+    assert found.itself.contrast.unseen_sites == ["C3", "C5"]
+    assert {other.seed for _, other in found.itself.contrast.pairs} == {2, 3}
+    assert compare(runs).itself is None
+
+
+def test_lower_can_be_better() -> None:
+    fewer = OUTCOMES["false_lesions_10"]
+    assert verdict_of(Interval(-2, -1), fewer) == "helps"
+    assert verdict_of(Interval(1, 2), fewer) == "hurts"
+    assert verdict_of(Interval(-1, 2), fewer) == "undecided"
+    assert verdict_of(Interval(float("nan"), float("nan")), fewer) == "undecided"
+    assert verdict_of(Interval(1, 2), OUTCOMES["dice_t"]) == "helps"
+
+
+def test_what_is_written_is_what_was_found() -> None:
+    found = compare(study(ARMS | {"fedgs": 0.1}))
+    told = json.loads(json.dumps(as_json(found), allow_nan=False))
+    first = found.primary[0]
+    assert told["verdict"] == "helps"
+    assert told["difference"] == first.estimate.difference
+    assert told["interval"] == [first.estimate.interval.low, first.estimate.interval.high]
+    assert (told["n_cases"], told["n_sites"], told["seeds"], told["folds"]) == (56, 5, [0, 1], [0])
+    assert told["primary"][0]["non_inferior"] is True
+    assert {each["metric"] for each in told["further"]} >= {"dice_s", "lesion_sensitivity_small_10", "false_lesions_10"}
+    assert PRIMARY.margin == told["margin"]
