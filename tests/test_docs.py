@@ -212,6 +212,17 @@ def test_the_how_to_for_a_study(here: Path) -> None:
         assert f"`cells/…/{entry.name}" in told, entry
 
 
+def test_the_how_to_for_preflight(here: Path) -> None:
+    make_phantom(here / "frames", 12)
+    reader = Reader("docs/how-to/preflight.md")
+    reader.follow()
+    assert "FedGS is" in reader.printed or "Raise the image size first" in reader.printed
+    told = (REPOSITORY / "docs/how-to/preflight.md").read_text()
+    counts = json.loads((here / "preflight" / "counts.json").read_text())
+    for key in {*counts, *counts["sites"]["Alder"], *counts["sites"]["Alder"]["sizes"]["32"]}:
+        assert f"`{key}`" in told, key
+
+
 def test_the_how_to_for_published_checkpoints(here: Path) -> None:
     make_phantom(here / "hospitals", 12)
     model = models.build("sd_utnet", in_channels=3, image_size=64, base_channels=8, reduce_size=4)

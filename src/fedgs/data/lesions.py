@@ -7,7 +7,7 @@ the size of the image nor on the size that a network is trained at.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Mask = NDArray[np.bool_]
+_T = TypeVar("_T", bound=np.generic)
 
 MASK_SIZE = 512
 """Height and width in pixels of the masks that flags, areas and scores refer to."""
@@ -146,7 +147,7 @@ def is_within(area: int, fraction: float, pixels: int) -> bool:
     return 0 < area <= fraction * pixels * _ROUNDING
 
 
-def resize_nearest(mask: Mask, size: int = MASK_SIZE) -> Mask:
+def resize_nearest(mask: NDArray[_T], size: int = MASK_SIZE) -> NDArray[_T]:
     """Samples a mask on a square grid: row i of n comes from row floor(i * n / size), columns likewise.
 
     Args:
@@ -311,7 +312,7 @@ def _components(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     return labels, np.bincount(labels.ravel())[1:]
 
 
-def _shape(mask: Mask) -> tuple[int, int]:
+def _shape(mask: NDArray[Any]) -> tuple[int, int]:
     if mask.ndim != 2 or mask.size == 0:
         raise ShapeError(f"expected one mask of shape (height, width) that is not empty, got shape {mask.shape}")
     return mask.shape[0], mask.shape[1]

@@ -1,0 +1,244 @@
+"""Counts before training: right, exchangeable without names, merged to the same advice, and read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from fedgs.data.index import build_index, open_data
+from fedgs.data.lesions import SmallRule, resize_nearest
+from fedgs.errors import ConfigError, DataError
+from fedgs.preflight.advice import advise, expected
+from fedgs.preflight.counts import Preflight, count
+from fedgs.preflight.exchange import merge, read_counts, suppressed, write_counts
+from fedgs.scaling import difficulty_of_area
+from runs import fedgs, make_phantom
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("data") / "phantom", 14)
+
+
+@pytest.fixture(scope="module")
+def counted(data: Path) -> Preflight:
+    return count(open_data(data, size=32), size=64, batch_size=4)
+
+
+def test_counts_are_those_of_loops_over_the_masks(data: Path, counted: Preflight) -> None:
+    index = open_data(data, size=32)
+    for name, site in counted.sites.items():
+        rows = [row for row, owner in enumerate(index.table["site"]) if owner == name]
+        areas, vanished, emptied, deltas = [], 0, 0, []
+        for row in rows:
+            mask, labels, deltas_of = index.mask(row), ndimage.label(index.mask(row), np.ones((3, 3)))[0], 0.0
+            small = resize_nearest(mask, 64)
+            if index.table["is_small"].iat[row]:
+                deltas_of = difficulty_of_area(int(mask.sum()), 512**2, base=100)
+            deltas.append(deltas_of)
+            emptied += bool(mask.any() and not small.any())
+            for number in range(1, labels.max() + 1):
+                areas.append(int((labels == number).sum()))
+                vanished += not resize_nearest(labels == number, 64).any()
+        assert site.images == len(rows)
+        assert site.lesions == len(areas) == sum(site.areas)  # type: ignore[arg-type]
+        assert [site.areas[bin_] for bin_ in range(19)] == [
+            sum(2**bin_ <= area < 2 ** (bin_ + 1) for area in areas) for bin_ in range(19)
+        ]
+        assert site.small_lesions == sum(area <= 512**2 / 150 for area in areas)
+        assert (site.sizes[64].vanished, site.sizes[64].emptied) == (vanished, emptied)
+        assert site.difficulty == pytest.approx(sum(deltas))
+        assert site.difficulty_squares == pytest.approx(sum(delta**2 for delta in deltas))
+    assert len(counted.vanished) == sum(site.sizes[64].vanished or 0 for site in counted.sites.values())
+
+
+def test_what_is_expected_of_scales(counted: Preflight) -> None:
+    sites, step = expected(counted)
+    images = {name: site.images for name, site in counted.sites.items()}
+    assert step == pytest.approx(sum(images[name] * sites[name].eta for name in sites) / sum(images.values()))
+    assert sum(each.weight for each in sites.values()) == pytest.approx(1)
+    assert sum(each.scaled_weight for each in sites.values()) == pytest.approx(1)
+    for name, each in sites.items():
+        assert each.eta == pytest.approx(1 + 2 * (counted.sites[name].difficulty or 0) / images[name])
+        assert each.scaled_weight / each.weight == pytest.approx(each.eta / step)
+    rng, site = np.random.default_rng(0), max(counted.sites.values(), key=lambda each: each.small or 0)
+    small = site.small or 0
+    assert small
+    mean = (site.difficulty or 0) / small
+    deltas = np.array([mean] * small + [0.0] * (site.images - small))
+    flat = replace(counted, sites={"A": replace(site, difficulty_squares=float((deltas**2).sum()))})
+    drawn = 1 + 2 * rng.choice(deltas, (20000, 4)).mean(axis=1)
+    assert expected(flat)[0]["A"].spread == pytest.approx(drawn.std(), rel=0.03)
+
+
+def test_counts_made_apart_merge_into_the_advice_of_one_run_over_all(data: Path, tmp_path: Path) -> None:
+    whole = fedgs("preflight", str(data), "--out", str(tmp_path / "whole"), "--size", "64")
+    files = []
+    for site in ("Alder", "Birch", "Cedar"):
+        apart = tmp_path / site / "frames"
+        apart.mkdir(parents=True)
+        (apart / site).symlink_to(data / site)
+        build_index(apart, tmp_path / site / "index", size=32)
+        fedgs("preflight", str(tmp_path / site / "index"), "--out", str(tmp_path / site / "out"), "--size", "64")
+        files.append(str(tmp_path / site / "out" / "counts.json"))
+    merged = fedgs("preflight", "merge", *files, "--out", str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "counts.json").read_text() == (tmp_path / "whole" / "counts.json").read_text()
+    advice = [
+        next(line for line in done.stdout.splitlines() if "FedGS is" in line or "Raise" in line)
+        for done in (whole, merged)
+    ]
+    assert advice[0] == advice[1]
+    assert (tmp_path / "merged" / "sizes.png").stat().st_size > 5000
+    assert not (tmp_path / "merged" / "vanished.csv").exists()
+
+
+def test_no_case_is_named_in_what_is_exchanged(data: Path, counted: Preflight, tmp_path: Path) -> None:
+    write_counts(counted, tmp_path / "counts.json")
+    text = (tmp_path / "counts.json").read_text()
+    assert not [case for case in open_data(data, size=32).table["case"] if case in text]
+    assert str(data) not in text
+    assert read_counts(tmp_path / "counts.json") == replace(counted, vanished=())
+
+
+def test_small_counts_are_left_out_on_request(counted: Preflight, tmp_path: Path) -> None:
+    hidden = suppressed(counted)
+    write_counts(hidden, tmp_path / "counts.json")
+    content = json.loads((tmp_path / "counts.json").read_text())
+
+    def whole_numbers(entry: Any, key: str = "") -> list[int]:
+        if isinstance(entry, dict):
+            return [number for name, value in entry.items() for number in whole_numbers(value, name)]
+        if isinstance(entry, list):
+            return [number for value in entry for number in whole_numbers(value, key)]
+        return [entry] if isinstance(entry, int) and key not in ("smallest", "format", "batch_size", "size") else []
+
+    assert not [number for number in whole_numbers(content["sites"]) if 0 < number < 5]
+    assert read_counts(tmp_path / "counts.json") == hidden
+    for site in content["sites"].values():
+        assert site["areas"].count(None) != 1  # the sum would tell it
+        assert (site["small"] is None) == (site["difficulty"] is None)
+    assert advise(hidden).sentence
+
+
+def made(small: int, images: int = 100, vanished: int = 0, **changes: Any) -> Any:
+    """Counts of a site whose small lesions are of 500 pixels."""
+    delta = difficulty_of_area(500, 512**2, base=100)
+    lesions, areas = images, [0] * 19
+    areas[8], areas[14] = small, images - small
+    sizes = {128: (vanished, vanished, 3), 256: (vanished // 20, 0, 3), 512: (0, 0, 500)}
+    content = {
+        "images": images,
+        "lesion_free": 0,
+        "small": small,
+        "tiny": small,
+        "mixed": 0,
+        "lesions": lesions,
+        "small_lesions": small,
+        "areas": areas,
+        "difficulty": small * delta,
+        "difficulty_squares": small * delta**2,
+        "duplicates": 0,
+        "near_duplicates": 0,
+        "specks": 0,
+        "implausible": 0,
+        "sizes": {str(k): dict(zip(("vanished", "emptied", "smallest"), v, strict=True)) for k, v in sizes.items()},
+    }
+    return content | changes
+
+
+def written(path: Path, **sites: Any) -> Path:
+    rule = {"kind": "components", "fraction": 1 / 150, "base": 100.0}
+    content = {"format": 1, "size": 128, "batch_size": 4, "small_rule": rule, "sites": sites}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_advice(tmp_path: Path) -> None:
+    def of(**sites: Any) -> Any:
+        return advise(read_counts(written(tmp_path / "counts.json", **sites)))
+
+    worth = of(A=made(30), B=made(5))
+    assert worth.verdict == "worthwhile"
+    assert worth.sentence.startswith("FedGS is worthwhile: steps will count 3")
+    nothing = of(A=made(0), B=made(1))
+    assert nothing.verdict == "of no consequence"
+    assert "Without small lesions: A; their steps count as before." in nothing.sentence
+    larger = of(A=made(30, vanished=20), B=made(5))
+    assert (larger.verdict, larger.larger) == ("raise the image size first", 256)
+    assert "at 128 pixels 20 of 35 small lesions have no pixel left" in larger.sentence
+    assert "256 pixels keep enough" in larger.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": -1}, "images must be a whole number of at least 1, got -1"),
+        ({"small": -3}, "small must be a whole number of at least 0, got -3"),
+        ({"small": 2.5}, "small must be a whole number"),
+        ({"small": True}, "small must be a whole number"),
+        ({"small": 101, "tiny": 0}, r"small \(of images\) is 101, of 100"),
+        ({"tiny": 31}, r"tiny \(of small\) is 31, of 30"),
+        ({"areas": [1] * 18}, "areas has 18 bins, not 19"),
+        ({"areas": [1] * 19}, "areas add up to 19, not to its 100 lesions"),
+        ({"difficulty": 31.0}, "difficulty is 31.0, of 30 small images"),
+        ({"difficulty": 0.0}, "difficulty is 0.0, of 30 small images"),
+        ({"difficulty": "many"}, "difficulty must be a number"),
+        ({"difficulty_squares": 29.9}, "difficulty_squares"),
+        ({"sizes": {}}, "sizes lacks 128"),
+        (
+            {"sizes": {"128": {"vanished": 101, "emptied": 0, "smallest": 1}}},
+            "vanished lesions at 128 pixels is 101, of 100",
+        ),
+        ({"sizes": {"128": {"vanished": 1}}}, "expected vanished, emptied and smallest"),
+        ({"case": "A-0001"}, "unknown 'case'"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_with_the_file_and_the_site(changes: Any, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "counts.json", Alder=made(30) | changes)
+    with pytest.raises(DataError, match=rf"counts\.json: not what 'fedgs preflight' writes \(site 'Alder'.*{said}"):
+        read_counts(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "x": 1}', "\x00", '{"format": NaN}'])
+def test_what_is_no_counts_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text(text)
+    with pytest.raises(DataError, match="not what 'fedgs preflight' writes"):
+        read_counts(tmp_path / "counts.json")
+    with pytest.raises(DataError, match="No such file"):
+        read_counts(tmp_path / "none.json")
+
+
+def test_two_sites_of_one_name_and_other_settings_do_not_merge(tmp_path: Path) -> None:
+    one = written(tmp_path / "one.json", Alder=made(30))
+    again = written(tmp_path / "again.json", Alder=made(20))
+    with pytest.raises(ConfigError, match="there is a site 'Alder' already"):
+        merge([(path, read_counts(path)) for path in (one, again)])
+    other = replace(read_counts(written(tmp_path / "other.json", Birch=made(5))), batch_size=8)
+    with pytest.raises(ConfigError, match="was counted with batch_size 8"):
+        merge([(one, read_counts(one)), (tmp_path / "other.json", other)])
+
+
+def test_lesions_that_vanish_are_listed_for_the_hospital_alone(tmp_path: Path) -> None:
+    for site in ("A", "B"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / site / kind).mkdir(parents=True)
+        for number in range(6):
+            mask = np.zeros((512, 512), np.uint8)
+            mask[1:3, 1:3] = 255 * (number == 0 and site == "A")
+            mask[100:300, 100:300] = 255 * (number > 0 or site == "B")
+            noise = np.random.default_rng([number, ord(site)]).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "data" / site / "images" / f"{number}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / site / "masks" / f"{number}.png")
+    done = fedgs("preflight", str(tmp_path / "data"), "--size", "64", "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "vanished.csv").read_text() == "site,case,lesion_area\nA,0,4\n"
+    assert "Raise the image size first: at 64 pixels 1 of 1 small lesions have no pixel left" in done.stdout
+    assert "vanished.csv" in done.stdout
+    assert math.isclose(SmallRule().fraction, 1 / 150)
