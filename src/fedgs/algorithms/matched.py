@@ -83,7 +83,7 @@ def matched_site(base: float = 100.0, difficulty: str = "image") -> Algorithm:
 def matched_gradient(base: float = 100.0, difficulty: str = "image") -> Algorithm:
     """Makes the control in which each update is as long as that of `fedgs_gradient`, and points where FedAvg's does.
 
-    With G what `fedgs_gradient` sends and G0 the same with every eta 1, it sends |G|/|G0| * G0. Kept as there: batches,
+    With G what `fedgs_gradient` sends and G0 the same with every eta 1, it sends ``|G|/|G0| * G0``. Kept: batches,
     length of each update, re-weighting of hospitals. Not kept: where the update points. So `fedgs_gradient` less this
     control is direction alone; less `matched_site` it is also what its updates are longer by. It sends what FedAvg
     sends, and costs a site what `fedgs_gradient` costs.

@@ -7,7 +7,7 @@ the size of the image nor on the size that a network is trained at.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Mask = NDArray[np.bool_]
-_T = TypeVar("_T", bound=np.generic)
 
 MASK_SIZE = 512
 """Height and width in pixels of the masks that flags, areas and scores refer to."""
@@ -147,7 +146,7 @@ def is_within(area: int, fraction: float, pixels: int) -> bool:
     return 0 < area <= fraction * pixels * _ROUNDING
 
 
-def resize_nearest(mask: NDArray[_T], size: int = MASK_SIZE) -> NDArray[_T]:
+def resize_nearest(mask: NDArray[Any], size: int = MASK_SIZE) -> NDArray[Any]:
     """Samples a mask on a square grid: row i of n comes from row floor(i * n / size), columns likewise.
 
     Args:

@@ -113,7 +113,7 @@ class Estimate:
 
     @property
     def interval(self) -> Interval:
-        """The least interval that holds both: what decides, so that a verdict holds for these hospitals and for others.
+        """The least interval that holds both; it decides, so that a verdict holds for these hospitals and for others.
 
         For fewer than four hospitals it is that of these hospitals alone.
         """
