@@ -90,6 +90,12 @@ def test_what_is_no_probability_is_refused(value):
         calibration_error(probability, SQUARE, SQUARE, band=3)
 
 
+@pytest.mark.parametrize("options", [{"band": -1}, {"band": 3, "bins": 0}])
+def test_a_band_or_bins_that_cannot_be_are_refused(options):
+    with pytest.raises(DataError, match="expected a band of at least 0 elements and at least 1 bin"):
+        calibration_error(np.full(SQUARE.shape, 0.5), SQUARE, SQUARE, **options)
+
+
 def test_another_shape_is_refused():
     with pytest.raises(ShapeError, match="expected probabilities of the masks' shape"):
         calibration_error(np.zeros((2, 2)), SQUARE, SQUARE, band=3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from fedgs.errors import ShapeError
+from fedgs.errors import DataError, ShapeError
 from fedgs.metrics.surfaces import average_surface_distance, hd95, surface_dice, surface_distances
 from metrics.pairs import BORDER, DEGENERATE, EMPTY, PIXEL, SQUARE, anything, box, images
 
@@ -141,6 +141,12 @@ def test_a_far_speck_moves_the_average_and_not_the_percentile():
     assert average_surface_distance(surface_distances(speck, SQUARE)) > 0.2
 
 
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan])
+def test_a_tolerance_that_cannot_be_is_refused(tolerance):
+    with pytest.raises(DataError, match="tolerance of the surface Dice must be at least 0"):
+        surface_dice(surface_distances(SQUARE, SQUARE), tolerance=tolerance)
+
+
 @pytest.mark.parametrize(
     ("prediction", "truth", "spacing"),
     [
@@ -150,6 +156,7 @@ def test_a_far_speck_moves_the_average_and_not_the_percentile():
         (EMPTY, EMPTY, (1.0,)),
         (EMPTY, EMPTY, (1.0, 0.0)),
         (EMPTY, EMPTY, (1.0, math.nan)),
+        (EMPTY, EMPTY, "ab"),
     ],
 )
 def test_what_does_not_fit_is_refused(prediction, truth, spacing):

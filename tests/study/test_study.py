@@ -125,6 +125,12 @@ def test_a_finished_cell_is_small_and_whole(finished: Path) -> None:
     assert (finished / TRUNK / "checkpoints" / "last.safetensors").is_file()
 
 
+def test_a_cell_has_no_page_of_its_own_and_says_where_its_scores_stand(finished: Path) -> None:
+    done = fedgs("report", str(finished / CELL), check=False)
+    assert done.returncode == 1
+    assert "is a run of a study, of which only scores are kept" in " ".join(done.stderr.split())
+
+
 def test_the_masks_are_those_that_were_scored(finished: Path, data: Path) -> None:
     cell = finished / CELL
     kept = pd.read_csv(cell / "masks" / "cases.csv").set_index(["site", "case"])
