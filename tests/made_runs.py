@@ -66,14 +66,16 @@ def make_details(dice: np.ndarray, free: pd.Series, rng: np.random.Generator) ->
     undefined, count = missed | free, (~free).astype(int)
     false = rng.poisson(0.4, len(dice))
     found = {name: (dice > above).astype(int) * count for name, above in ((10, 0.18), (50, 0.66))}
+    small = (np.arange(len(dice)) % 2).astype(int)
     return {
         "diagonal": np.hypot(512, 512),
         **{name: np.where(undefined, np.nan, share * off) for name, share in (("hd95", 1), ("assd", 0.2))},
         "surface_dice": np.where(free & missed, np.nan, np.where(free, 0, dice**2)),
         "ece": np.where(free, np.nan, 0.3 * (1 - dice)),
-        **{"lesions": count, "lesions_small": count, "predicted_lesions": found[10] + false},
-        **{f"found{small}_{name}": each for name, each in found.items() for small in ("", "_small")},
-        **{f"false_small_{name}": false + found[10] - each for name, each in found.items()},
+        **{"lesions": count, "lesions_small": count * small, "predicted_lesions": found[10] + false},
+        **{f"found_{name}": each for name, each in found.items()},
+        **{f"found_small_{name}": each * small for name, each in found.items()},
+        **{f"false_small_{name}": (false + found[10] - each) // 2 for name, each in found.items()},
     }
 
 
