@@ -340,7 +340,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "demo, evaluate, explain, import-checkpoint, index, report, study, train",
+            "compare, demo, evaluate, explain, import-checkpoint, index, preflight, report, study, train",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),
