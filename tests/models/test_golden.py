@@ -75,6 +75,7 @@ class Replay:
     def tolerance(self, stated: float, value: Callable[[Replay], Any]) -> float:
         """What is stated; or half of what another set of kernels changes here, which is as right, if that is more.
 
+        Asked for what depends on the z of a reconstruction alone, everything else keeps to what is stated.
         The z of a reconstruction is divided by a tiny standard deviation, and amplifies rounding by 1e3: how processors
         round is not the same, and only on some do these numbers come out within what is stated.
         """
@@ -141,7 +142,7 @@ def test_outputs(replay: Replay) -> None:
     assert {key for key, value in replay.outputs.items() if value is not None} == expected.keys()
     for key, value in expected.items():
         error, tolerance = float((replay.outputs[key] - value).abs().max()), 1e-4 * max(1.0, value.abs().max().item())
-        if error > tolerance:
+        if error > tolerance and key == "train_out/3" and "style" in replay.weights:
             tolerance = replay.tolerance(tolerance, lambda each, key=key: each.outputs[key])
         assert error <= tolerance, key
 
@@ -149,14 +150,19 @@ def test_outputs(replay: Replay) -> None:
 def test_losses(replay: Replay) -> None:
     recorded = replay.facts["loss"] if isinstance(replay.facts["loss"], dict) else replay.facts
     close(replay, lambda each: sum(each.terms.values()), recorded["train_loss"], 1e-5)
-    for term in replay.terms:
-        close(replay, lambda each, t=term: each.terms[t] / each.weights[t], recorded[LOSSES[term]], 1e-5)
+    for term, value in replay.terms.items():
+        if term == "style":
+            close(replay, lambda each: each.terms["style"] / each.weights["style"], recorded[LOSSES[term]], 1e-5)
+        else:
+            assert value / replay.weights[term] == pytest.approx(recorded[LOSSES[term]], rel=1e-5), term
     assert replay.eval_dice == pytest.approx(replay.facts["eval_loss"]["dice_loss"], rel=1e-5)
 
 
 def close(replay: Replay, value: Callable[[Replay], float], expected: float, relative: float) -> None:
     error, tolerance = abs(value(replay) - expected), relative * abs(expected)
-    assert error <= tolerance or error <= replay.tolerance(tolerance, value), (value(replay), expected)
+    if error > tolerance and "style" in replay.weights:
+        tolerance = replay.tolerance(tolerance, value)
+    assert error <= tolerance, (value(replay), expected)
 
 
 def test_gradient_norms(replay: Replay) -> None:
@@ -174,7 +180,7 @@ def test_float_buffers_after_a_training_pass(replay: Replay) -> None:
     assert buffers
     for key, expected in buffers.items():
         error, tolerance = (replay.state_after[key] - expected).abs(), 1e-5 + 1e-4 * expected.abs()
-        if (error > tolerance).any():
+        if (error > tolerance).any() and "style" in replay.weights:
             tolerance = tolerance + replay.tolerance(0.0, lambda each, key=key: each.state_after[key])
         assert (error <= tolerance).all(), key
 

@@ -12,12 +12,10 @@ from fedgs.cli.entry import cli
 
 @cli.command()
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN... | STUDY")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for index.html and comparison.json."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for comparison.json.")
 @click.option("--baseline", help="Arm that all others are compared with. [default: what the plan declares]")
 @click.option("--metric", help="Primary outcome. [default: what the plan declares, else dice_t]")
-@click.option("--anyway", is_flag=True, help="Compare also runs that should not be compared; the report says so.")
+@click.option("--anyway", is_flag=True, help="Compare also runs that should not be compared; the verdict says so.")
 def compare(paths: tuple[Path, ...], out: Path, baseline: str | None, metric: str | None, anyway: bool) -> None:
     """Say whether one algorithm helps small lesions, with an interval: helps, hurts or undecided.
 
