@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
-from fedgs.data.images import as_picture
+from fedgs.data.images import as_picture, shrunk
 from fedgs.data.index import Index
 from fedgs.evaluation import Prediction
 from fedgs.files import write_atomically
@@ -48,7 +47,7 @@ class Gallery:
         image = as_picture(self._index.frame(prediction.row)).convert("RGB")
         _write(self._folder / f"{name}-image.jpg", image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), quality=85)
         for kind, mask in (("truth", prediction.truth), ("prediction", prediction.mask)):
-            _write(self._folder / f"{name}-{kind}.png", Image.fromarray(_shrunk(mask)))
+            _write(self._folder / f"{name}-{kind}.png", Image.fromarray(shrunk(mask, SIDE).astype(np.uint8) * 255))
         case = self._index.table.iloc[prediction.row]
         about = {column: case[column] for column in ("site", "case", "is_tiny", "lesion_area")}
         self._cases.append({"part": part, **about, "dice": dice, "name": name})
@@ -91,14 +90,6 @@ class Masks:
 
 def _mask_name(row: int) -> str:
     return f"{row:05d}.png"
-
-
-def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Gives a mask at `SIDE`, 0 or 255; a pixel is set where any pixel that it covers is, so no lesion vanishes."""
-    rows, columns = np.nonzero(mask)
-    small = np.zeros((SIDE, SIDE), np.uint8)
-    small[rows * SIDE // mask.shape[0], columns * SIDE // mask.shape[1]] = 255
-    return small
 
 
 def _write(path: Path, image: Image.Image, **options: Any) -> None:

@@ -1,16 +1,22 @@
-"""The page in headless Chromium: quiet, without requests, and within the width of a laptop and of a phone."""
+"""The pages in headless Chromium: quiet, without requests, and within the width of a laptop and of a phone."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import re
 import shutil
+import time
 
+import pandas as pd
 import pytest
 from PIL import Image
 
 from fedgs.report.html import write_report
+from fedgs.verdict.judging import compare
+from fedgs.verdict.observed import observe
+from fedgs.verdict.writing import write_comparison
 
 FLAGS = (
     "--headless",
@@ -42,9 +48,12 @@ def browser(tmp_path_factory):
     session.quit()
 
 
-@pytest.fixture(scope="module")
-def page(pair, tmp_path_factory):
-    return write_report(pair, tmp_path_factory.mktemp("page") / "report.html")
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def page(request, pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    if request.param == "report":
+        return write_report(pair, folder / "report.html")
+    return write_comparison(compare(observe(pair)), folder)[0]
 
 
 def show(browser, page, width: int, scheme: str = "light") -> None:
@@ -120,3 +129,65 @@ def test_pictures_and_outlines_are_painted(browser, page):
         colours = {colour for _, colour in panel.getcolors(maxcolors=1 << 24)}
         assert len(colours) > 500
         assert ((255, 255, 255) in colours and (47, 224, 255) in colours) or place % 3 == 0
+
+
+def test_it_prints_on_a4_without_cutting_anything_off(browser, page):
+    show(browser, page, 1280)
+    paper = {"paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": True, "printBackground": True}
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", paper)["data"])
+    sheets = re.findall(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)", printed)
+    assert 3 <= len(sheets) <= 25
+    assert {(round(float(width)), round(float(height))) for width, height in sheets} <= {
+        (595, 842),
+        (594, 841),
+        (595, 841),
+    }
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    width = round((8.27 - 2 * 15 / 25.4) * 96)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    outside = browser.execute_script(
+        "return [...document.querySelectorAll('body *')].filter(e => !e.closest('svg, pre, .skip')"
+        " && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80))"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert outside == []
+
+
+def test_everything_is_reached_by_the_keyboard(browser, page):
+    show(browser, page, 1280)
+    reached = set()
+    for _ in range(60):
+        browser.switch_to.active_element.send_keys("\ue004")  # the tabulator
+        about = browser.execute_script(
+            "const e = document.activeElement; return [e.tagName, e.getAttribute('aria-label') || e.textContent.trim(),"
+            " getComputedStyle(e).outlineStyle]"
+        )
+        if about[0] == "BODY":
+            break
+        reached.add((about[0], about[1]))
+        assert about[2] != "none" or about[0] == "PRE"
+    wanted = browser.execute_script(
+        "return [...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')]"
+        ".filter(e => !e.closest('details:not([open]) > :not(summary)'))"
+        ".map(e => [e.tagName, e.getAttribute('aria-label') || e.textContent.trim()])"
+    )
+    assert {tuple(each) for each in wanted} <= reached
+
+
+def test_its_tables_are_saved_from_inside_the_file(browser, page, tmp_path):
+    show(browser, page, 1280)
+    links = browser.find_elements("css selector", "a[download]")
+    if not links:
+        pytest.skip("this page has none")
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    for link in links:
+        link.send_keys("\ue007")  # as one does with the keyboard
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.glob("*.csv"))) < len(links) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(links) == 6
+    saved = {path.name: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert len(saved) == 6
+    assert list(saved["verdicts.csv"]["arm"])[:1] == ["fedgs"]
+    assert browser.current_url == page.as_uri()

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedgs.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "as_picture", "read_image", "read_mask", "resize_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "as_picture", "read_image", "read_mask", "resize_image", "shrunk"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
@@ -114,6 +114,19 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """
     resized = np.asarray(as_picture(image).resize((size, size), Image.Resampling.BILINEAR))
     return resized.reshape(size, size, image.shape[2])
+
+
+def shrunk(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Gives a mask as a square to look at; a pixel is set where any that it covers is, so no lesion vanishes.
+
+    Args:
+        mask: (H, W).
+        side: Pixels of a side, at most as many as the mask has.
+    """
+    rows, columns = np.nonzero(mask)
+    small = np.zeros((side, side), np.bool_)
+    small[rows * side // mask.shape[0], columns * side // mask.shape[1]] = True
+    return small
 
 
 def _decode(path: Path, *, may_be_deep: bool) -> _Picture:

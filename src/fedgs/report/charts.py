@@ -1,56 +1,22 @@
-"""Charts as inline SVG: drawn by matplotlib, coloured by the page's own variables, so light and dark both work."""
+"""The charts of a page about runs."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedgs.report.drawing import DASHES, INK, SERIES, as_svg, plain, shortened, styled
 from fedgs.report.records import Part, Round, Run
 
 __all__ = ["eta_chart", "length_chart", "loss_chart", "score_chart"]
 
-_INK, _QUIET, _GRID = "#00fe01", "#00fe02", "#00fe03"
-_SERIES = tuple(f"#00fe{number:02x}" for number in range(0x10, 0x18))
-_VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _GRID: "--rule"} | {
-    colour: f"--series-{number}" for number, colour in enumerate(_SERIES, start=1)
-}
-_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
 _HEAT = LinearSegmentedColormap.from_list("eta", ["#dfe9f3", "#8fbbe0", "#2f7fc1", "#0b3d75"], N=32)
-_LONGEST_NAME = 20
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedgs",
-    "font.family": ["sans-serif"],
-    "font.size": 9.0,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _QUIET,
-    "axes.labelsize": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
-    "lines.linewidth": 1.8,
-}
 
 
 def score_chart(runs: Mapping[str, Run], stratum: str) -> str | None:
@@ -98,7 +64,7 @@ def eta_chart(run: Run, *, top: float) -> str | None:
     if not sites:
         return None
     grid = np.array([[r.sites[s].mean_eta if s in r.sites else math.nan for r in run.history] for s in sites])
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled():
         figure = Figure(figsize=(4.6, 0.85 + 0.27 * len(sites)), layout="constrained")
         axes = figure.add_subplot()
         numbers = [round_.number for round_ in run.history]
@@ -108,17 +74,17 @@ def eta_chart(run: Run, *, top: float) -> str | None:
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_yticks(range(len(sites)), [_plain(_shortened(site)) for site in sites], color=_INK)
+        axes.set_yticks(range(len(sites)), [plain(shortened(site)) for site in sites], color=INK)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         beside = axes.secondary_yaxis("right")
         beside.set_yticks(range(len(sites)), [f"{_mean(row):.2f}" for row in grid])
-        beside.tick_params(length=0, labelcolor=_INK)
+        beside.tick_params(length=0, labelcolor=INK)
         beside.spines[:].set_visible(False)
         bar = figure.colorbar(mesh, ax=axes, location="top", aspect=40, fraction=0.06, pad=0.03)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _lines(
@@ -128,7 +94,7 @@ def _lines(
     limits: tuple[float, float] | None = None,
     per_site: Callable[[Round, str], float] | None = None,
 ) -> str | None:
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled():
         figure = Figure(figsize=(4.6, 2.75 + 0.16 * max(0, len(runs) - 2)), layout="constrained")
         axes = figure.add_subplot()
         drawn = [_draw(axes, index, label, run, value, per_site) for index, (label, run) in enumerate(runs.items())]
@@ -140,7 +106,7 @@ def _lines(
         axes.set_ylim(*(limits or (0.0, None)))
         axes.grid(visible=False, axis="x")
         figure.legend(loc="outside upper left", ncols=2, handlelength=2.6)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _draw(
@@ -151,7 +117,7 @@ def _draw(
     value: Callable[[Round], float],
     per_site: Callable[[Round, str], float] | None,
 ) -> bool:
-    colour, dash = _SERIES[index % len(_SERIES)], _DASHES[index % len(_DASHES)]
+    colour, dash = SERIES[index % len(SERIES)], DASHES[index % len(DASHES)]
     points = [(round_.number, value(round_)) for round_ in run.history]
     known = [(number, y) for number, y in points if math.isfinite(y)]
     if not known:
@@ -160,7 +126,7 @@ def _draw(
         for site in sorted({site for round_ in run.history for site in round_.sites}):
             axes.plot(*_columns([(r.number, per_site(r, site)) for r in run.history]), color=colour, lw=0.7, alpha=0.35)
     marker = "os^D"[index % 4] if len(known) <= 15 else None
-    axes.plot(*_columns(known), color=colour, linestyle=dash, label=_plain(label), marker=marker, markersize=3.5)
+    axes.plot(*_columns(known), color=colour, linestyle=dash, label=plain(label), marker=marker, markersize=3.5)
     return True
 
 
@@ -176,37 +142,3 @@ def _mean_over_sites(round_: Round, what: str, weight: str) -> float:
 
 def _mean(row: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
     return float(np.nanmean(row))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
-
-
-def _plain(text: str) -> str:
-    """Keeps matplotlib from reading data as mathematics, or as a label to hide."""
-    return " " + text.replace("$", r"\$")
-
-
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    with warnings.catch_warnings():
-        # The browser has the glyphs that matplotlib's own font lacks, and it is the browser that draws the text.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawn = stream.getvalue()
-    salt = hashlib.sha256(drawn.encode()).hexdigest()[:8]
-    text = drawn[drawn.index("<svg") :]
-    for pattern, replacement in (
-        (r"<metadata>.*?</metadata>", ""),
-        (r"<style.*?</style>", ""),
-        (r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>"),
-        (r' id="[a-zA-Z0-9.]+_\d+"', ""),
-        (r' id="', f' id="{salt}-'),
-        (r"url\(#", f"url(#{salt}-"),
-        (r'xlink:href="#', f'href="#{salt}-'),
-        (r"font-family: [^;\"]*;? ?", ""),
-    ):
-        text = re.sub(pattern, replacement, text, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    return text

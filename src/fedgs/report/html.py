@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedgs.errors import ConfigError, DataError, MissingExtraError
+from fedgs.errors import ConfigError, DataError
 from fedgs.files import write_atomically
 from fedgs.metrics.catalogue import METRICS, Metric
 from fedgs.report import comparison, provenance
 from fedgs.report.reading import read_figures, read_run
 from fedgs.report.records import ADAPTED_MARK, External, Mean, Part, Run, Scores, SmallRule
+from fedgs.report.rendering import CREDITS, MINUS, png_uri, rendered, require_extra
 
 __all__ = ["write_explanation", "write_report"]
 
@@ -25,12 +25,6 @@ _HEADINGS = {
     "validation": "Validation images",
 }
 _CODES = {"test_out": "out-test", "test_in": "in-test", "external": "external", "validation": "validation"}
-_CREDITS = {
-    "polypgen": "PolypGen: Ali S. et al., A multi-centre polyp detection and segmentation dataset for generalisability "
-    "assessment, Scientific Data 10:75 (2023), licence CC BY 4.0; frames shown here are scaled and outlined.",
-}
-_NONE = "\N{EN DASH}"
-_MINUS = "\N{MINUS SIGN}"
 _NEARLY_MATCHED, _MATCHED = 0.99, 0.9999
 """Cosines from which on scales hardly turn a direction, and from which on they do not turn it at all."""
 
@@ -88,15 +82,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise ConfigError("a report needs at least one run folder, got none; name what 'fedgs train --out' wrote")
     if len({folder.resolve() for folder in runs}) < len(runs):
         raise ConfigError("a report got the same run folder twice; name every run once")
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("report", "the report page") from error
+    require_extra()
     loaded = [read_run(folder) for folder in runs]
     if not out.parent.is_dir() or out.is_dir():
         raise ConfigError(f"{out}: cannot be written, expected a file in a folder that exists; choose another place")
-    _write(out, "page.html.j2", _content(loaded))
+    write_atomically(out, rendered("page.html.j2", _content(loaded)))
     return out
 
 
@@ -117,24 +107,10 @@ def write_explanation(run: Path, place: Path) -> Path:
     if explained is None:
         raise DataError(f"{place}: holds no figures; make them with: fedgs explain {run}")
     label = f"{comparison.algorithm_label(loaded)}, {loaded.model}"
-    content = {"label": label, "run": loaded, "explained": {label: explained}, "picture": _png_uri}
-    _write(place / "index.html", "explain.html.j2", content | {"credit": _CREDITS.get(loaded.adapter, "")})
+    content = {"label": label, "run": loaded, "explained": {label: explained}, "picture": png_uri}
+    content |= {"credit": CREDITS.get(loaded.adapter, "")}
+    write_atomically(place / "index.html", rendered("explain.html.j2", content))
     return place / "index.html"
-
-
-def _write(out: Path, template: str, content: Mapping[str, Any]) -> None:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"score": _score, "signed": _signed, "points": _points, "thousands": _thousands}
-    environment.filters |= {"measured": _measured}
-    write_atomically(out, environment.get_template(template).render(content).lstrip())
 
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
@@ -161,11 +137,11 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "charts": _charts(named),
         "exhibits": _exhibits(runs),
         "explained": {label: run.explained for label, run in named.items() if run.explained},
-        "picture": _png_uri,
+        "picture": png_uri,
         "provenance": provenance,
         "codes": _CODES,
         "area": _IMAGE_AREA,
-        "credit": _CREDITS.get(first.adapter, ""),
+        "credit": CREDITS.get(first.adapter, ""),
     }
 
 
@@ -196,7 +172,7 @@ def _parts(named: Mapping[str, Run]) -> list[Group]:
     for part, heading in _HEADINGS.items():
         rows = [(label, run.parts[part].pooled) for label, run in named.items() if part in run.parts]
         differences = [
-            (f"{names[each.run]} {_MINUS} {comparison.algorithm_label(runs[each.baseline])}", each.pooled)
+            (f"{names[each.run]} {MINUS} {comparison.algorithm_label(runs[each.baseline])}", each.pooled)
             for each in comparison.differences(runs, part)
         ]
         remark = {"test_in": "optimistic", "test_out": "primary"}.get(part, "") if optimistic else ""
@@ -311,38 +287,6 @@ def _exhibits(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _png_uri(path: Path) -> str:
-    """Gives a PNG as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
 def _joined(names: Sequence[str]) -> str:
     *most, last = dict.fromkeys(names)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _score(mean: Mean) -> str:
-    return _NONE if mean.mean is None else f"{mean.mean:.3f}"
-
-
-def _measured(mean: Mean | None, unit: str) -> str:
-    if mean is None or mean.mean is None:
-        return _NONE
-    shown = {"px": f"{mean.mean:.1f} px", "per image": f"{mean.mean:.2f}", "%": f"{100 * mean.mean:.2f} %"}
-    return shown.get(unit, f"{mean.mean:.3f}")
-
-
-def _signed(value: float | None) -> str:
-    return _NONE if value is None else _with_sign(f"{value:+.3f}")
-
-
-def _points(value: float | None) -> str:
-    return _NONE if value is None else f"{_with_sign(f'{100 * value:+.0f}')} pts"
-
-
-def _with_sign(number: str) -> str:
-    return number.replace("-", _MINUS) if float(number) else number[1:]
-
-
-def _thousands(number: int) -> str:
-    return f"{number:,}"

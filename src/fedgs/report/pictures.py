@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from PIL import Image
 
 from fedgs.errors import DataError
 from fedgs.report.records import Overlay
+from fedgs.report.rendering import file_uri
 
-__all__ = ["Picture", "Window", "outline", "picture_of_case"]
+__all__ = ["SIDE", "Picture", "Window", "outline", "picture_of", "picture_of_case"]
 
 SIDE = 256
+"""Pixels of a picture, as it is kept with a run and shown on a page."""
+
 _MAX_OUTLINE = 30_000
 _SMALLEST_WINDOW = 80
 
@@ -65,10 +67,20 @@ def picture_of_case(overlays: Sequence[Overlay]) -> Picture:
     Raises:
         DataError: A picture cannot be read.
     """
-    truth = _mask(overlays[0].truth)
-    predictions = [_mask(overlay.prediction) for overlay in overlays]
+    with _open(overlays[0].image) as image:
+        return picture_of(image, _mask(overlays[0].truth), [_mask(overlay.prediction) for overlay in overlays])
+
+
+def picture_of(image: Image.Image, truth: Mask, predictions: Sequence[Mask]) -> Picture:
+    """Makes a case ready to be drawn.
+
+    Args:
+        image: Of any size; encoded anew, so that whatever else it carries (position, device, comments) stays behind.
+        truth: (`SIDE`, `SIDE`), bool.
+        predictions: The same per run.
+    """
     return Picture(
-        image=_data_uri(overlays[0].image),
+        image=_data_uri(image),
         truth=outline(truth),
         predictions=[outline(prediction) for prediction in predictions],
         window=_window(np.logical_or.reduce([truth, *predictions])),
@@ -119,13 +131,11 @@ def _mask(path: Path) -> Mask:
     return np.asarray(grey) > 127
 
 
-def _data_uri(path: Path) -> str:
-    """Encodes the picture anew: whatever else the file carries (position, device, comments) stays behind."""
-    with _open(path) as image:
-        picture = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+def _data_uri(image: Image.Image) -> str:
+    picture = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     Image.fromarray(np.asarray(picture)).save(stream, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return file_uri(stream.getvalue(), "image/jpeg")
 
 
 def _open(path: Path) -> Image.Image:

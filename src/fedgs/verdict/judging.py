@@ -75,6 +75,12 @@ class Judged:
     estimate: Estimate
     verdict: Verdict
 
+    @property
+    def converged(self) -> bool | None:
+        """Whether all its runs had converged; None where that is not known of one, and none is known not to have."""
+        known = [run.converged for run, _ in self.contrast.pairs]
+        return False if False in known else None if None in known else True
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -26,6 +26,8 @@ __all__ = ["SCRATCH", "Observation", "Observed", "observe", "settings_apart"]
 SCRATCH = " from scratch"
 """Behind the name of an arm whose cells started from random weights, in a study whose others did not."""
 
+_MOST_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -44,6 +46,7 @@ class Observed:
         machine: Versions and device.
         path: Its folder.
         converged: Whether the baseline beside it had; None where that is not known.
+        adapter: Layout of its data, by which one knows whom to cite; may be empty.
     """
 
     arm: str
@@ -58,6 +61,7 @@ class Observed:
     machine: Mapping[str, Any]
     path: Path
     converged: bool | None = None
+    adapter: str = ""
 
     @property
     def block(self) -> str:
@@ -117,7 +121,9 @@ def observe(paths: Sequence[Path]) -> Observation:
         )
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a comparison got the same run folder twice; name every run once")
-    return Observation(" and ".join(dict.fromkeys(path.resolve().name for path in paths)), _named(map(_of_run, paths)))
+    names = list(dict.fromkeys(path.resolve().name for path in paths))
+    together = " and ".join(names) if len(names) <= _MOST_NAMED else f"{len(paths)} runs"
+    return Observation(together, _named(map(_of_run, paths)))
 
 
 def _of_study(path: Path) -> Observation:
@@ -159,6 +165,7 @@ def _of_cell(cell: Cell, result: Result, arm: str, converged: bool | None) -> Ob
         machine=result.told["machine"],
         path=result.path,
         converged=converged,
+        adapter=str(result.summary["data"]["adapter"]),
     )
 
 
@@ -188,6 +195,7 @@ def _of_run(path: Path) -> Observed:
         machine={name: environment[name] for name in ("fedgs", "torch", "device", "threads") if name in environment},
         path=path,
         converged=is_converged(gain(curve)),
+        adapter=run.adapter,
     )
 
 

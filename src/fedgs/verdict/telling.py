@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import fedgs
-from fedgs.verdict.contrasts import other_causes
+from fedgs.verdict.contrasts import Contrast, other_causes
 from fedgs.verdict.intervals import Interval
 from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of
 from fedgs.verdict.outcomes import Outcome
 
-__all__ = ["as_json", "name_of", "remarks", "sentence"]
+__all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "signed"]
 
 _FORMAT = 1
 _NAMES = {
@@ -31,6 +31,11 @@ MINUS = "\N{MINUS SIGN}"
 def name_of(arm: str) -> str:
     """Names an arm as a sentence would."""
     return _NAMES.get(arm, arm)
+
+
+def label_of(contrast: Contrast) -> str:
+    """Names a contrast by its arms."""
+    return f"{contrast.arm} {MINUS} {contrast.baseline}"
 
 
 def sentence(comparison: Comparison, number: int = 0) -> str:
@@ -54,6 +59,30 @@ def sentence(comparison: Comparison, number: int = 0) -> str:
         f"({level} {_span(judged.estimate.interval, judged.outcome)}; {seeds} seed{'' if seeds == 1 else 's'}, "
         f"{judged.data.cases} images): {judged.verdict}{_scope(judged)}; {_need(judged, needed)}."
     )
+
+
+def plainly(comparison: Comparison, number: int = 0) -> str:
+    """Says what a primary contrast came to, in words that need no statistics.
+
+    Args:
+        comparison: The comparison.
+        number: Of the contrast, among the primary ones.
+    """
+    judged = comparison.primary[number]
+    interval, title, over = judged.estimate.interval, judged.outcome.title, judged.outcome.over
+    between = f"between {signed(interval.low, judged.outcome)} and {signed(interval.high, judged.outcome)}"
+    ours, theirs = name_of(judged.contrast.arm), name_of(judged.contrast.baseline)
+    if not judged.data.total.any():
+        return f"{ours} and {theirs} did not differ in any of these {over}."
+    if math.isnan(interval.low):
+        return f"There are too few {over} to say how sure the change of {title} is."
+    if judged.verdict == "undecided":
+        return (
+            f"Whether {ours} does better or worse than {theirs} on {over} cannot be told from these runs: the true "
+            f"change of {title} may lie anywhere {between}. That is not the same as no change."
+        )
+    better = "better" if judged.verdict == "helps" else "worse"
+    return f"On {over}, {ours} does {better} than {theirs}: the true change of {title} most likely lies {between}."
 
 
 def remarks(comparison: Comparison, number: int = 0) -> list[str]:
@@ -102,7 +131,8 @@ def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]
 
 
 def _scope(judged: Judged) -> str:
-    return ", for these hospitals only" if judged.estimate.new is None and judged.verdict != "undecided" else ""
+    only = judged.estimate.new is None and judged.verdict != "undecided"
+    return (", not converged" if judged.converged is False else "") + (", for these hospitals only" if only else "")
 
 
 def _need(judged: Judged, needed: Needed) -> str:
@@ -127,7 +157,8 @@ def signed(value: float, outcome: Outcome) -> str:
         return "?"
     shown = {"px": f"{value:+.1f} px", "%": f"{100 * value:+.2f} %", "per image": f"{value:+.2f} per image"}
     text = shown.get(outcome.unit, f"{value:+.3f}")
-    return text.replace("-", MINUS)
+    is_nothing = not any(digit in text for digit in "123456789")
+    return text[1:] if is_nothing else text.replace("-", MINUS)
 
 
 def _span(interval: Interval, outcome: Outcome) -> str:
@@ -174,6 +205,7 @@ def _told(judged: Judged) -> dict[str, Any]:
     found, data = judged.estimate, judged.data
     return {
         "verdict": judged.verdict,
+        "converged": judged.converged,
         "difference": found.difference,
         "interval": _pair(found.interval),
         "n_cases": data.cases,
