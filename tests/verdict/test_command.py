@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from faults import WRITE, Instant, run
 from fedgs.errors import CheckpointError, ConfigError, DataError
 from fedgs.files import read_json
 from fedgs.verdict.observed import observe
@@ -35,6 +37,36 @@ def test_runs_are_compared_and_the_verdict_is_written(runs: Path, tmp_path: Path
     again = fedgs("compare", *map(str, sorted(runs.iterdir())), "--out", str(tmp_path / "out"))
     assert again.stdout == done.stdout
     assert read_json(tmp_path / "out" / "comparison.json") == told
+
+
+def test_a_killed_compare_leaves_no_half_written_report(runs: Path, tmp_path: Path) -> None:
+    command = ["compare", str(runs / "fedgs-C5"), str(runs / "fedavg-published-C5"), "--out"]
+    whole = tmp_path / "whole" / "out"
+    done = run([*command, str(whole)], tmp_path / "whole")
+    assert done.exitcode == 0, done.output
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert set(expected) == {"index.html", "comparison.json"}
+    for number in range(1, done.reached[WRITE] + 1, 3):
+        out = tmp_path / str(number) / "out"
+        out.mkdir(parents=True)
+        for name in expected:
+            (out / name).write_bytes(b"of an earlier comparison")
+        assert run([*command, str(out)], out.parent, Instant(WRITE, number)).exitcode == -9
+        left = {path.name: path.read_bytes() for path in out.iterdir() if path.name in expected}
+        assert left.get("index.html") in (b"of an earlier comparison", expected["index.html"])
+        if left.get("comparison.json") == b"of an earlier comparison":
+            assert left["index.html"] == b"of an earlier comparison"
+        assert run([*command, str(out)], out.parent).exitcode == 0
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+
+
+def test_without_the_extra_there_is_a_verdict_and_no_page(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    done = fedgs("compare", *map(str, sorted(runs.iterdir())), "--out", str(tmp_path / "out"))
+    assert "No page: " in done.stdout
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["comparison.json"]
 
 
 def test_a_run_beside_a_copy_of_itself_is_undecided(runs: Path, tmp_path: Path) -> None:

@@ -238,3 +238,14 @@ def test_what_is_written_is_what_was_found() -> None:
     assert told["primary"][0]["non_inferior"] is True
     assert {each["metric"] for each in told["further"]} >= {"dice_s", "lesion_sensitivity_small_10", "false_lesions_10"}
     assert PRIMARY.margin == told["margin"]
+
+
+def test_an_arm_that_hardly_turns_the_updates_is_called_a_matched_step_before_all_else() -> None:
+    def turned(cosine: float) -> list[str]:
+        rounds = [{"round": 1, "sites": {"C1": {"cosine": cosine}, "C2": {"cosine": None}}}]
+        runs = study(ARMS, sites=("C1", "C2"))
+        return remarks(compare(replace(runs, runs=[replace(run, rounds=rounds) for run in runs.runs])))
+
+    assert turned(0.9951)[0].startswith("FedGS is nearly a matched step in these runs: the cosine of the updates")
+    assert "is 0.9951 on average, 0.9951 at the lowest" in turned(0.9951)[0]
+    assert "matched step" not in " ".join(turned(0.9899) + turned(1.0))

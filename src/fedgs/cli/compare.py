@@ -18,7 +18,9 @@ from fedgs.errors import MissingExtraError
 @click.option("--metric", help="Primary outcome. [default: what the plan declares, else dice_t]")
 @click.option("--anyway", is_flag=True, help="Compare also runs that should not be compared; the verdict says so.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Index of the hospitals, for pictures of a study's cells."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Images of the hospitals, or their index, for pictures.",
 )
 def compare(
     paths: tuple[Path, ...], out: Path, baseline: str | None, metric: str | None, anyway: bool, data: Path | None
@@ -27,21 +29,26 @@ def compare(
 
     RUN... are finished runs, paired by left-out hospital, fold and seed; STUDY is the folder of a study.
     """
-    from fedgs.data.index import open_index
+    from fedgs.data.index import open_data
     from fedgs.report.rendering import require_extra
     from fedgs.verdict.judging import compare as judge
     from fedgs.verdict.observed import observe
     from fedgs.verdict.telling import remarks, sentence
     from fedgs.verdict.writing import write_comparison
 
-    with counting(make_console(), "comparing") as watch:
-        comparison = judge(observe(paths), baseline=baseline, metric=metric, anyway=anyway, watch=watch)
+    console = make_console()
+    observation = observe(paths)
+    with counting(console, "comparing") as watch:
+        comparison = judge(observation, baseline=baseline, metric=metric, anyway=anyway, watch=watch)
     try:
         require_extra()
         no_page = None
     except MissingExtraError as error:
         no_page = error
-    index = None if data is None or no_page else open_index(data)
+    index = None
+    if data is not None and no_page is None:
+        with counting(console, "indexing") as on_indexing:
+            index = open_data(data, size=int(observation.runs[0].settings["size"]), on_progress=on_indexing)
     written = write_comparison(comparison, out, with_page=no_page is None, index=index)
     for number in range(len(comparison.primary)):
         click.echo(sentence(comparison, number))

@@ -16,6 +16,7 @@ __all__ = [
     "exhibits",
     "federated",
     "labels",
+    "nearly_matched",
     "unlike_settings",
 ]
 
@@ -28,6 +29,8 @@ _DISPLAY = {
     "imported": "Published checkpoint",
 }
 _BASELINES = ("fedavg-published", "fedavg")
+_NEARLY_MATCHED, _MATCHED = 0.99, 0.9999
+"""Cosines from which on scales hardly turn a direction, and from which on they do not turn it at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,21 @@ def exhibits(runs: Sequence[Run], *, each: int = 2) -> list[Exhibit]:
         for rank, positions in _positions(len(ranked), each).items()
         for position in positions
     ]
+
+
+def nearly_matched(cosines: Sequence[float]) -> tuple[float, float] | None:
+    """Tells whether scales hardly turned the directions that hospitals sent.
+
+    Args:
+        cosines: Of the directions and those with every eta 1, of all hospitals and rounds.
+
+    Returns:
+        The mean and the lowest one; None where scales did turn them, or, as in a control that multiplies a whole
+        direction, could not.
+    """
+    if not cosines or sum(cosines) / len(cosines) < _NEARLY_MATCHED or min(cosines) >= _MATCHED:
+        return None
+    return sum(cosines) / len(cosines), min(cosines)
 
 
 def _positions(count: int, each: int) -> dict[str, range]:

@@ -25,9 +25,6 @@ _HEADINGS = {
     "validation": "Validation images",
 }
 _CODES = {"test_out": "out-test", "test_in": "in-test", "external": "external", "validation": "validation"}
-_NEARLY_MATCHED, _MATCHED = 0.99, 0.9999
-"""Cosines from which on scales hardly turn a direction, and from which on they do not turn it at all."""
-
 _IMAGE_AREA = 512 * 512
 
 
@@ -257,8 +254,8 @@ def _matched(named: Mapping[str, Run]) -> dict[str, tuple[float, float]]:
     for label in _etas(named):
         told = [site.cosine for each in named[label].history for site in each.sites.values() if site.cosine is not None]
         cosines.setdefault(comparison.algorithm_label(named[label]), []).extend(told)
-    found = {name: (fmean(values), min(values)) for name, values in cosines.items() if values}
-    return {name: told for name, told in found.items() if told[0] >= _NEARLY_MATCHED and told[1] < _MATCHED}
+    found = {name: comparison.nearly_matched(values) for name, values in cosines.items()}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def _charts(named: Mapping[str, Run]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import fedgs
+from fedgs.report.comparison import nearly_matched
 from fedgs.verdict.contrasts import Contrast, other_causes
 from fedgs.verdict.intervals import Interval
 from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of
@@ -95,7 +96,12 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     ]
     if causes := other_causes(contrast):
         told.append(f"The difference cannot be attributed to scaling alone: so do {', '.join(causes)} differ.")
-    told += _of_training(judged) + _of_margin(judged, comparison.large[number], comparison.margin)
+    told = (
+        _of_mechanism(contrast)
+        + told
+        + _of_training(judged)
+        + _of_margin(judged, comparison.large[number], comparison.margin)
+    )
     if judged.estimate.seeds == 1:
         told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
     if math.isnan(judged.estimate.these.low):
@@ -108,6 +114,19 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
         failed = f", {len(observation.failed)} of them failed" if observation.failed else ""
         told.append(f"{lost} cells of the plan are not there{failed}.")
     return told
+
+
+def _of_mechanism(contrast: Contrast) -> list[str]:
+    """Says that an arm is nearly a matched step, which no score can then contradict."""
+    sites = [site for run, _ in contrast.pairs for each in run.rounds for site in each["sites"].values()]
+    cosines = [float(site["cosine"]) for site in sites if site.get("cosine") is not None]
+    if (found := nearly_matched(cosines)) is None:
+        return []
+    return [
+        f"{name_of(contrast.arm)} is nearly a matched step in these runs: the cosine of the updates and those with "
+        f"every eta 1 is {found[0]:.4f} on average, {found[1]:.4f} at the lowest. Little of any difference can come "
+        "from which steps count more."
+    ]
 
 
 def _of_training(judged: Judged) -> list[str]:

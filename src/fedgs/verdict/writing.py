@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedgs.data.index import Index
 from fedgs.errors import ConfigError
-from fedgs.files import sealed, write_atomically, write_json
+from fedgs.files import TEMPORARY_SUFFIX, sealed, write_atomically, write_json
 from fedgs.report.rendering import require_extra
 from fedgs.verdict.judging import Comparison
 from fedgs.verdict.telling import as_json
@@ -52,4 +52,6 @@ def write_comparison(
         written.append(out / "index.html")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", content)
+    for left in out.glob(f"*{TEMPORARY_SUFFIX}"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     return [*written, out / "comparison.json"]
