@@ -202,9 +202,11 @@ def test_the_how_to_for_resuming(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_how_to_for_a_study(here: Path) -> None:
     make_phantom(here / "hospitals", 12)
+    printed: list[str] = []
     reader = Reader("docs/how-to/run-a-study.md")
-    reader.follow()
-    assert "3 of 3 runs finished" in reader.printed
+    reader.follow(lambda block: printed.append(reader.printed))
+    assert "3 of 3 runs finished" in "".join(printed)
+    assert "\n| matched-site | " in reader.printed
     told = (REPOSITORY / "docs/how-to/run-a-study.md").read_text()
     for entry in (here / "runs" / "study").iterdir():
         assert f"| `{entry.name}" in told, entry
