@@ -217,5 +217,5 @@ def _titles() -> list[str]:
     return [OUTCOMES[name].title for name in _STRATA]
 
 
-FORMS: Mapping[str, Callable[[_Table], str]] = {"latex": _latex, "markdown": _markdown}
+FORMS: Mapping[str, Callable[..., str]] = {"latex": _latex, "markdown": _markdown}
 """Ways to write the table, by name."""
