@@ -214,6 +214,15 @@ def test_the_how_to_for_a_study(here: Path) -> None:
         assert f"`cells/…/{entry.name}" in told, entry
 
 
+def test_the_how_to_for_trackers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_phantom(here / "hospitals", 12)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    Reader("docs/how-to/track-runs.md").follow()
+    assert list((here / "runs" / "fedgs" / "tensorboard").glob("events*"))
+    assert (here / "mlflow.db").is_file()
+
+
 def test_the_how_to_for_preflight(here: Path) -> None:
     make_phantom(here / "frames", 12)
     reader = Reader("docs/how-to/preflight.md")
