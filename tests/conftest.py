@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # whatever imports it first
 torch.set_num_threads(1)  # the tests' tensors are tiny; waking a second thread costs more than it brings
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -107,6 +107,19 @@ ROWS |= {
         "run to report missing": refused("report {p.tmp}/no", "{p.tmp}/no: no such run folder; expected"),
         "run to report unfinished": refused("report {p.unfinished}", "not a finished run", "--resume"),
         "run to evaluate unfinished": refused("evaluate {p.unfinished} --data {p.data}", "not finished", "--resume"),
+        "run to export missing": refused("export-table {p.tmp}/no --latex", "{p.tmp}/no: no such run folder; expected"),
+        "run to export unfinished": refused("export-table {p.unfinished} --latex", "not a finished run", "--resume"),
+        "place of the table missing": refused(
+            "export-table {p.run} --latex --out {p.tmp}/no/t.tex", "{p.tmp}/no: no such folder; make it", "--out"
+        ),
+        "table over a folder": refused(
+            "export-table {p.run} --markdown --out {p.run}", "{p.run}: is a folder", "a file"
+        ),
+        "table over another file": refused(
+            "export-table {p.run} --markdown --out {p.run}/scores.csv", "ends in .md", spoil=lambda p: p.run
+        ),
+        "form of the table not given": refused("export-table {p.run}", "give one of --latex and --markdown"),
+        "both forms of the table": refused("export-table {p.run} --latex --markdown", "give one of --latex and"),
         "place of the page missing": refused("report {p.run} --out {p.tmp}/no/r.html", "{p.tmp}/no/r.html", "exists"),
         "settings missing": refused("train --config {p.tmp}/no.toml", "{p.tmp}/no.toml: cannot be read", "TOML"),
         "split missing": refused(f"{TRAIN} --split {{p.tmp}}/no.csv", "no.csv", "grouped, published", "give a file"),
@@ -340,7 +353,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "compare, demo, evaluate, explain, import-checkpoint, index, preflight, report, study, train",
+            "compare, demo, evaluate, explain, export-table, import-checkpoint, index, preflight, report, study, train",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),
@@ -903,6 +916,13 @@ ROWS |= {
         ),
         "run may not be evaluated": forbidden(
             EVALUATE, "{p.run}: cannot be locked for writing (Permission denied)", spoil=lambda p: p.run, mode=0o500
+        ),
+        "table may not be written": forbidden(
+            "export-table {p.run} --latex --out {p.run}/t.tex",
+            "{p.run}/",
+            "check its",
+            spoil=lambda p: p.run,
+            mode=0o500,
         ),
         "page may not be written": forbidden(
             "report {p.run}", "{p.run}/", "check its permissions", spoil=lambda p: p.run, mode=0o500

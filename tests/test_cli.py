@@ -393,13 +393,6 @@ def test_settings_may_stand_in_a_file_and_flags_win(data: Path, tmp_path: Path) 
     assert 'device = "cpu"' in stored or 'device = "cuda"' in stored
 
 
-def test_tensorboard(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    settings = flags(**FLAGS | {"rounds": 1})
-    fedgs("train", "--data", str(data), "--out", str(out), "--tensorboard", *settings)
-    assert list((out / "tensorboard").glob("events*"))
-
-
 def test_index_prints_a_summary_and_a_source_is_indexed_only_once(data: Path, tmp_path: Path) -> None:
     done = fedgs("index", str(data), "--out", str(tmp_path / "index"), "--size", "32")
     assert "Alder" in done.stdout

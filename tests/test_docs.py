@@ -202,14 +202,25 @@ def test_the_how_to_for_resuming(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_how_to_for_a_study(here: Path) -> None:
     make_phantom(here / "hospitals", 12)
+    printed: list[str] = []
     reader = Reader("docs/how-to/run-a-study.md")
-    reader.follow()
-    assert "3 of 3 runs finished" in reader.printed
+    reader.follow(lambda block: printed.append(reader.printed))
+    assert "3 of 3 runs finished" in "".join(printed)
+    assert "\n| matched-site | " in reader.printed
     told = (REPOSITORY / "docs/how-to/run-a-study.md").read_text()
     for entry in (here / "runs" / "study").iterdir():
         assert f"| `{entry.name}" in told, entry
     for entry in (here / "runs/study/cells/from-scratch/without-Cedar-fold0-seed0/fedgs").iterdir():
         assert f"`cells/…/{entry.name}" in told, entry
+
+
+def test_the_how_to_for_trackers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_phantom(here / "hospitals", 12)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    Reader("docs/how-to/track-runs.md").follow()
+    assert list((here / "runs" / "fedgs" / "tensorboard").glob("events*"))
+    assert (here / "mlflow.db").is_file()
 
 
 def test_the_how_to_for_preflight(here: Path) -> None:

@@ -5,6 +5,7 @@ Names are imported when they are first used, so that ``import fedgs`` stays fast
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from fedgs.scaling import difficulty_of_area, scale_of_batch
 
 __version__ = "0.1.0"
+
+# MONAI imports MLflow where that is installed, which would then tell its makers how it is used.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _HOMES = {
     "Algorithm": "core",

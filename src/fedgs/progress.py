@@ -1,21 +1,18 @@
-"""Listeners that show people how a run goes: a live bar in a terminal, plain lines elsewhere, TensorBoard."""
+"""Listeners that show people how a run goes: a live bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fedgs.errors import MissingExtraError
 from fedgs.events import (
     Careful,
     Event,
-    Listener,
     RoundFinished,
     RoundStarted,
     RunFinished,
@@ -25,7 +22,7 @@ from fedgs.events import (
     StepTaken,
 )
 
-__all__ = ["Clock", "CountingBar", "LiveBar", "PlainLines", "duration", "show_progress", "tensorboard"]
+__all__ = ["Clock", "CountingBar", "LiveBar", "PlainLines", "duration", "show_progress"]
 
 _QUIET_S = 10.0
 _PATIENCE_S = 1.0
@@ -210,42 +207,3 @@ def show_progress(console: Console) -> LiveBar | PlainLines:
 
 def _warn(console: Console, event: Careful) -> None:
     console.print(f"Careful: {event.message}", highlight=False, soft_wrap=True, markup=False)
-
-
-def tensorboard(folder: Path) -> Listener:
-    """Gives a listener that writes losses and scores for TensorBoard.
-
-    Raises:
-        MissingExtraError: The extra ``tensorboard`` is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "--tensorboard") from error
-    writer: SummaryWriter | None = None
-
-    def listen(event: Event) -> None:
-        nonlocal writer
-        # Made late: until a run starts, its folder must not exist.
-        writer = writer or (SummaryWriter(str(folder)) if isinstance(event, RoundFinished | RunFinished) else None)
-        match event:
-            case RoundFinished() if writer:
-                for name, value in _scalars(event.record):
-                    writer.add_scalar(name, value, event.round)
-                writer.flush()
-            case RunFinished() if writer:
-                writer.close()
-
-    return listen
-
-
-def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    scalars = [
-        (f"{what}/{site}", values[what])
-        for site, values in record["sites"].items()
-        for what in ("loss", "mean_eta", "direction_norm")
-    ]
-    if record["validation"]:
-        means = {name: mean for name, mean in record["validation"].items() if name != "sites"}
-        scalars += [(f"validation/{name}", mean["mean"]) for name, mean in means.items() if mean["mean"] is not None]
-    return scalars

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,7 +46,8 @@ def _run_settings(command: _F) -> _F:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings; flags win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished round.")
 @click.option("--tensorboard", is_flag=True, help="Also write for TensorBoard, into the run folder.")
-def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, **given: Any) -> None:
+@click.option("--mlflow", is_flag=True, help="Also track the run with MLflow, where MLFLOW_TRACKING_URI says.")
+def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, mlflow: bool, **given: Any) -> None:
     """Train one algorithm on the hospitals of a folder, and score it.
 
     Everything can also stand in a TOML file (--config), as every run keeps one: RUN/config.toml.
@@ -55,11 +57,11 @@ def train(out: Path | None, file: Path | None, resume: bool, tensorboard: bool, 
     if resume and (path / "summary.json").is_file():
         click.echo(f"{path} is finished already; it stays as it is.")
     try:
-        summary = _train(config, path, resume=resume, tensorboard=tensorboard)
+        summary = _train(config, path, resume=resume, tensorboard=tensorboard, mlflow=mlflow)
     except KeyboardInterrupt as error:
         if (path / "config.toml").is_file():
             # What was given to --resume, data that moved for instance, is needed again; the run knows the rest.
-            more = ("--tensorboard",) if tensorboard else ()
+            more = [flag for flag, given in (("--tensorboard", tensorboard), ("--mlflow", mlflow)) if given]
             anew = () if resume else ("fedgs", "train", "--out", str(path), "--resume", *more)
             raise InterruptedByUserError(*anew) from error
         raise
@@ -122,20 +124,24 @@ def _options(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _train(config: RunConfig, out: Path, *, resume: bool = False, tensorboard: bool = False) -> dict[str, Any]:
-    from fedgs import experiment, progress
+def _train(
+    config: RunConfig, out: Path, *, resume: bool = False, tensorboard: bool = False, mlflow: bool = False
+) -> dict[str, Any]:
+    from fedgs import experiment, progress, trackers
+    from fedgs.events import Careful
 
     console = make_console()
     bar = progress.show_progress(console)
     listeners: list[Any] = [bar]
-    if tensorboard:
-        listeners.append(progress.tensorboard(out / "tensorboard"))
-    try:
-        with counting(console, "indexing") as on_indexing:
-            return dict(experiment.train(config, out, resume=resume, listeners=listeners, on_indexing=on_indexing))
-    finally:
+    with ExitStack() as stack:
         if isinstance(bar, progress.LiveBar):
-            bar.close()
+            stack.callback(bar.close)
+        if tensorboard:
+            listeners.append(trackers.tensorboard(out))
+        if mlflow:
+            listeners.append(stack.enter_context(trackers.mlflow(out, lambda message: bar(Careful(message)))))
+        on_indexing = stack.enter_context(counting(console, "indexing"))
+        return dict(experiment.train(config, out, resume=resume, listeners=listeners, on_indexing=on_indexing))
 
 
 @cli.command()

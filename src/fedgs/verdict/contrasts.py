@@ -13,7 +13,7 @@ from fedgs.verdict.intervals import Paired, paired
 from fedgs.verdict.observed import Observation, Observed, settings_apart
 from fedgs.verdict.outcomes import Outcome
 
-__all__ = ["Contrast", "against_itself", "contrasts_of", "differences", "obstacles", "other_causes"]
+__all__ = ["Contrast", "against_itself", "contrasts_of", "differences", "obstacles", "other_causes", "paired_runs"]
 
 _BUDGET = ("rounds", "local_epochs", "local_steps", "batch_size", "fraction_of_sites")
 _NETWORK = ("model", "model_options", "size", "init_partial")
@@ -94,7 +94,7 @@ def contrasts_of(observation: Observation, baseline: str | None = None) -> tuple
     )
     further = [pair for pair in _CONTROLS if {*pair} <= {*arms}]
     further += [(arm, BASELINE) for arm in arms if BASELINE in arms and arm != BASELINE]
-    made = {pair: _paired_runs(observation, *pair) for pair in dict.fromkeys([*first, *further])}
+    made = {pair: paired_runs(observation, *pair) for pair in dict.fromkeys([*first, *further])}
     primary = [made[pair] for pair in first if made[pair].pairs]
     if not primary:
         raise ConfigError(
@@ -104,7 +104,8 @@ def contrasts_of(observation: Observation, baseline: str | None = None) -> tuple
     return primary, [contrast for pair, contrast in made.items() if pair not in first and contrast.pairs]
 
 
-def _paired_runs(observation: Observation, arm: str, baseline: str) -> Contrast:
+def paired_runs(observation: Observation, arm: str, baseline: str) -> Contrast:
+    """Gives the runs of two arms that share left-out hospital, fold and seed; there may be none."""
     others = {(run.block, run.seed): run for run in observation.of(baseline)}
     runs = observation.of(arm)
     return _contrast(arm, baseline, [(r, others[r.block, r.seed]) for r in runs if (r.block, r.seed) in others])

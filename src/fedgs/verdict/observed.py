@@ -99,11 +99,12 @@ class Observation:
         return [run for run in self.runs if run.arm == arm]
 
 
-def observe(paths: Sequence[Path]) -> Observation:
+def observe(paths: Sequence[Path], *, fewest: int = 2) -> Observation:
     """Reads what is to be compared.
 
     Args:
-        paths: The folder of one study, or those of at least two runs.
+        paths: The folder of one study, or those of runs.
+        fewest: How many runs there must be.
 
     Raises:
         ConfigError: It is neither, or a run is given twice.
@@ -115,7 +116,7 @@ def observe(paths: Sequence[Path]) -> Observation:
         raise ConfigError(f"{studies[0]}: is a study, which is compared alone; name it, or runs, and not both")
     if studies:
         return _of_study(studies[0])
-    if len(paths) < 2:
+    if len(paths) < fewest:
         raise ConfigError(
             "a comparison needs two runs or the folder of a study; name what 'fedgs train' or 'study' wrote"
         )
