@@ -87,6 +87,12 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
         "outcomes": {name: OUTCOMES[name] for name in shown},
         "groups": groups,
         "scores": _nested(scores),
+        "mixed": {
+            (number, arm, part): summaries.mixed_of(runs, part)
+            for number, group in enumerate(groups)
+            for arm, runs in group.arms.items()
+            for part in parts
+        },
         "by_site": _by_site(groups[0], first),
         "mechanism": mechanism.to_dict("records"),
         "charts": _charts(comparison, [*rows, *others], groups[0], mechanism, compared),

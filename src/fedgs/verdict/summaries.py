@@ -11,7 +11,7 @@ import pandas as pd
 from fedgs.verdict.observed import Observation, Observed
 from fedgs.verdict.outcomes import OUTCOMES, Outcome
 
-__all__ = ["LikeForLike", "curves", "groups_of_arms", "mean_of", "mechanism", "scores_by_arm", "sizes"]
+__all__ = ["LikeForLike", "curves", "groups_of_arms", "mean_of", "mechanism", "mixed_of", "scores_by_arm", "sizes"]
 
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l")
 _MECHANISM = {"mean_eta": "eta", "norm_ratio": "ratio", "cosine": "cosine"}
@@ -75,6 +75,17 @@ def mean_of(runs: Iterable[Observed], outcome: Outcome, part: str, site: str | N
     cases = cases if site is None else cases[cases["site"] == site]
     weight = float(cases["weight"].sum())
     return (float((cases["value"] * cases["weight"]).sum()) / weight if weight else None), len(cases)
+
+
+def mixed_of(runs: Iterable[Observed], part: str) -> int:
+    """Counts the images of Dice-S that hold a large lesion, too; tables of earlier versions do not tell it, for them 0.
+
+    Args:
+        runs: Of one arm.
+        part: ``test_out`` or ``test_in``.
+    """
+    rows = pd.concat([run.scores[(run.scores["part"] == part) & run.scores["is_small"]] for run in runs])
+    return len(rows[rows["is_mixed"].fillna(0) > 0].drop_duplicates(["site", "case"]))
 
 
 def _of_cases(runs: Iterable[Observed], outcome: Outcome, part: str) -> pd.DataFrame:
