@@ -9,6 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fedgs.data.phantom_scene import Look, draw
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import write_json
 
-__all__ = ["LAYOUT", "MANIFEST_FILE", "SITES", "PhantomSite", "find_cases", "generate", "looks_like"]
+__all__ = ["LAYOUT", "MANIFEST_FILE", "SITES", "PhantomSite", "appearing", "find_cases", "generate", "looks_like"]
 
 LAYOUT = "a phantom: an absent or empty folder, which is filled, or one that fedgs filled (phantom.json tells)"
 
@@ -102,13 +103,28 @@ def generate(
             f"phantom: expected sites of different names, at least 1 case per site and a size of at least 32; "
             f"got {[site.name for site in sites]}, {cases_per_site} and {size}"
         )
+    with appearing(folder) as partial:
+        _fill(partial, seed, sites, cases_per_site, size)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to be filled, which takes its place in one step when all is there.
+
+    Args:
+        folder: Absent or empty.
+
+    Raises:
+        DataError: The folder holds something already.
+    """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty; choose a new folder for the phantom")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    partial.mkdir()
     try:
-        _fill(partial, seed, sites, cases_per_site, size)
+        yield partial
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
