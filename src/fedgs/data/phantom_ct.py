@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["LIVER", "TUMOUR", "Grid", "Patient", "draw_ct", "draw_grid", "draw_patient", "generator"]
+__all__ = ["LIVER", "TUMOUR", "Ball", "Grid", "Patient", "draw_ct", "draw_grid", "draw_patient", "generator"]
 
 LIVER, TUMOUR = 1, 2
 """Labels of the masks, as in LiTS."""
