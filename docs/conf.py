@@ -50,7 +50,8 @@ napoleon_custom_sections = ["Source"]
 
 # Types of other packages: their inventories would have to be downloaded.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|pandas|matplotlib|PIL|click|rich|pathlib|collections|contextlib|multiprocessing|typing|types)\..*")
+    ("py:.*", r"(torch|numpy|pandas|matplotlib|PIL|click|rich)\..*"),
+    ("py:.*", r"(pathlib|collections|contextlib|multiprocessing|typing|types)\..*"),
 ]
 nitpick_ignore = [
     # The same, where a module names them as it imports them for type checkers.
