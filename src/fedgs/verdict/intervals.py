@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -268,16 +269,22 @@ def _t_interval(site_means: Array, level: float) -> Interval:
 
 def _draws(data: Paired, seed: int) -> Array:
     """Differences of studies drawn from this one, see `estimate`."""
-    rng = np.random.default_rng(seed)
-    runs = np.hstack([_lengthened(rng, int(count)) / count for count in np.bincount(data.block)])
+    runs, of_sites = _weights(tuple(np.bincount(data.block)), tuple(np.bincount(data.site)), seed)
     found = np.zeros(DRAWS)
-    for site in range(len(data.sites)):
+    for site, drawn in enumerate(of_sites):
         rows = data.site == site
         total, weight = data.total[rows], data.weight[rows]
-        drawn = _lengthened(rng, len(weight))
         mean = runs @ total.sum(axis=0) / weight.sum()
         found += ((drawn @ total) * runs).sum(axis=1) - mean * (drawn @ weight - weight.sum())
     return np.asarray(found / data.weight.sum(), dtype=np.float64)
+
+
+@lru_cache(maxsize=1)  # thousands of simulated studies of one design differ in their differences alone
+def _weights(seeds: Sequence[int], groups: Sequence[int], seed: int) -> tuple[Array, Sequence[Array]]:
+    """What runs, (draws, runs), and the groups of every site, (draws, groups), count in each draw."""
+    rng = np.random.default_rng(seed)
+    runs = np.hstack([_lengthened(rng, int(count)) / count for count in seeds])
+    return runs, [_lengthened(rng, int(count)) for count in groups]
 
 
 def _lengthened(rng: np.random.Generator, count: int) -> Array:
