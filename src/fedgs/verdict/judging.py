@@ -45,7 +45,8 @@ class Needed:
         sites: Hospitals, each with as many patients as those of this study on average; None where 1,000 do not suffice,
             or one hospital tells nothing of how others differ.
         patients: In all of them.
-        here: Patients in the hospitals of this study; None where no number of them would suffice.
+        here: Patients in all hospitals of this study together; None where no number of them would suffice. Of fewer
+            than four hospitals it is for a verdict on these alone, and with one seed as if runs differed in nothing.
     """
 
     sites: int | None
@@ -192,7 +193,7 @@ def needed(data: Paired, components: Components, level: float) -> Needed:
     left = (
         (EFFECT / float(quantile + stats.norm.ppf(POWER))) ** 2 - shared - (own - (of_site if fixed else 0.0)) / sites
     )
-    here = math.ceil(components.patient / left) if left > 0 and components.patient >= 0 else None
+    here = max(sites, math.ceil(components.patient / left)) if left > 0 and components.patient >= 0 else None
     return Needed(many, None if many is None else math.ceil(many * patients), here)
 
 

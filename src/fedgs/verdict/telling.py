@@ -106,19 +106,33 @@ def _scope(judged: Judged) -> str:
 
 
 def _need(judged: Judged, needed: Needed) -> str:
-    goal = f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %"
     if judged.outcome.unit not in _SHARES:
         return "how large a study should be is told for shares alone"
-    if needed.sites is None and needed.here is None:
-        return f"{goal}, no number of images would suffice"
-    here = (
-        f"no number of images in these {len(judged.data.sites)} would suffice"
-        if needed.here is None
-        else f"in these, about {needed.here:,} would do"
+    if math.isnan(judged.estimate.components.patient):
+        return "how large a study should be cannot be told, as no hospital has two patients with such images"
+    told = [_elsewhere(needed), _here(judged, needed)]
+    return f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %, {'; '.join(filter(None, told))}"
+
+
+def _elsewhere(needed: Needed) -> str:
+    return (
+        ""
+        if needed.sites is None
+        else f"about {needed.patients:,} patients with such images in {needed.sites} hospitals"
     )
-    if needed.sites is None:
-        return f"{goal}, {here}"
-    return f"{goal}, about {needed.patients:,} patients with such images in {needed.sites} hospitals; {here}"
+
+
+def _here(judged: Judged, needed: Needed) -> str:
+    """What it takes in the hospitals that there are; a claim about them alone where there are fewer than four."""
+    sites = len(judged.data.sites)
+    these = "this hospital" if sites == 1 else f"these {sites} hospitals"
+    if needed.here is None:
+        return f"no number of patients in {these} would suffice"
+    alone = judged.estimate.new is None
+    unknown = ", if runs with other seeds differed in nothing" if alone and judged.estimate.seeds == 1 else ""
+    patients = "patient" if needed.here == 1 else "patients"
+    told = f"about {needed.here:,} {patients} with such images {'in' if sites == 1 else 'in all of'} {these}"
+    return f"{told}, for a verdict on {'it' if sites == 1 else 'them'} alone{unknown}" if alone else told
 
 
 def signed(value: float, outcome: Outcome) -> str:
