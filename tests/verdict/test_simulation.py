@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedgs.verdict.intervals import estimate
+from fedgs.verdict.intervals import Components, estimate
+from fedgs.verdict.judging import EFFECT, POWER, needed
 from fedgs.verdict.simulation import Design, Spread, drawn, simulate
 
 POLYPGEN = (26, 12, 8, 8, 4)
@@ -72,6 +73,18 @@ def test_a_large_effect_is_seen_and_has_its_sign() -> None:
     assert gain.hurts == 0
     assert loss.hurts > 0.95
     assert loss.helps == 0
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_a_study_as_large_as_is_told_sees_its_effect(seeds: int) -> None:
+    """With a chance of 80 %; what is told takes differences for normal, so it may be off by a tenth."""
+    spread = Spread(site=0.01, run=0.02, patient=0.05, noise=0.0)
+    asked = drawn(Design((10,) * 5, seeds), spread, (0.0,), np.random.default_rng(0))[0][0]
+    run, between = (0.02**2, 0.01**2) if seeds > 1 else (float("nan"), 0.01**2 + 0.02**2)
+    told = needed(asked, Components(0.05**2, run, between), 0.95)
+    assert told.sites is not None
+    found = simulate(Design((10,) * told.sites, seeds), spread, effect=EFFECT, studies=500)
+    assert found.helps == pytest.approx(POWER, abs=0.1)
 
 
 def test_drawn_differences_vary_by_what_they_should() -> None:

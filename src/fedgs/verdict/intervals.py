@@ -18,7 +18,7 @@ from scipy import stats
 
 from fedgs.errors import DataError
 
-__all__ = ["Components", "Estimate", "Interval", "Paired", "estimate", "paired"]
+__all__ = ["Components", "Estimate", "Interval", "Paired", "estimate", "freedom_of_runs", "paired"]
 
 FEWEST_SITES = 4
 """Hospitals below which nothing is said about a new one."""
@@ -247,8 +247,17 @@ def _variance_of_runs(data: Paired) -> _Part:
     variance = float((data.share**2 / seeds).sum()) * single
     if (seeds == seeds[0]).all():
         variance = max(variance, float(np.sum(blocks, axis=0).var(ddof=1)) / int(seeds[0]))
-    freedom = min(float(1 / (data.share**2 / (seeds - 1)).sum()), int(seeds.min()) - _SEEDS_SPENT)
-    return _Part(variance, freedom, single)
+    return _Part(variance, freedom_of_runs(data.share, seeds), single)
+
+
+def freedom_of_runs(share: Array, seeds: npt.NDArray[np.intp]) -> float:
+    """Degrees of freedom of the variance of runs.
+
+    Args:
+        share: (blocks,): of the cases.
+        seeds: (blocks,): two or more in each.
+    """
+    return min(float(1 / (share**2 / (seeds - 1)).sum()), int(seeds.min()) - _SEEDS_SPENT)
 
 
 def _components(data: Paired, site_means: Array, patient: float, run: float) -> Components:
