@@ -1,6 +1,6 @@
 """Draws the studies of docs/results/verdict-simulations.md, and writes how often their verdicts were right.
 
-    python docs/results/verdict_simulations.py              # five minutes on a core
+    python docs/results/verdict_simulations.py              # ten minutes on a core
     python docs/results/verdict_simulations.py --studies 100 --out elsewhere
 
 A table of the page has a file of its own, with a line per design. What stands there already is kept, so that this can
@@ -28,12 +28,11 @@ PATIENTS = {
 }
 """Patients with images of Dice-T per hospital; of five, those of PolypGen."""
 SPREADS = (0.0, 0.03, 0.06)
-ASSUMED = Spread(site=0.01, run=0.02, patient=0.05, noise=0.02)
-ASSUMED_LARGE = Spread(site=0.003, run=0.005, patient=0.03, noise=0.01)
-"""Where there is no comparison of the study on PolypGen yet."""
+SMALL = Spread(site=0.01, run=0.02, patient=0.05, noise=0.02)
 LARGE = Spread(site=0.03, run=0.03)
 UNLIKE = Spread(site=0.06, run=0.01, patient=0.05, noise=0.02)
 """Hospitals differ by much more than all else."""
+OF_LARGE_LESIONS = Spread(site=0.003, run=0.005, patient=0.03, noise=0.01)
 TWO = {"level": 0.975, "contrasts": 2}
 Wanted = tuple[str, Design, Spread, Mapping[str, Any]]
 
@@ -42,15 +41,16 @@ def wanted() -> Iterator[Wanted]:
     """Table, design, spread and what else is given of every simulation."""
     yield from _coverage()
     observed = spread_of("dice_t")
-    for spread, sites, seeds in product((observed, LARGE, UNLIKE), PATIENTS, (1, 2)):
+    for spread, sites, seeds in product((SMALL, LARGE, UNLIKE, *observed), PATIENTS, (1, 2)):
         for given in ({}, TWO):
             yield "no-effect", Design(PATIENTS[sites], seeds), spread, given
-    for spread, seeds, effect in product((observed, LARGE), (1, 2, 3, 5), (0.02, 0.05)):
+    spreads = (SMALL, LARGE, *observed)
+    for spread, seeds, effect in product(spreads, (1, 2, 3, 5), (0.02, 0.05)):
         yield "power", Design(PATIENTS[5], seeds), spread, {"effect": effect, "level": 0.975}
-    for spread, sites, patients, effect in product((observed, LARGE), (5, 10, 20), (10, 40), (0.02, 0.05)):
-        yield "plans", Design((patients,) * sites, 2), spread, {"effect": effect}
-    for seeds in (1, 2, 3):
-        yield "large-lesions", Design((200,) * 5, seeds), spread_of("dice_l"), {"level": 0.975}
+    for spread, sites, seeds, patients, effect in product(spreads, (5, 10, 20), (2, 5), (10, 40), (0.02, 0.05)):
+        yield "plans", Design((patients,) * sites, seeds), spread, {"effect": effect}
+    for spread, seeds in product((OF_LARGE_LESIONS, *spread_of("dice_l")), (1, 2, 3, 5)):
+        yield "large-lesions", Design((200,) * 5, seeds), spread, {"level": 0.975}
 
 
 def _coverage() -> Iterator[Wanted]:
@@ -72,14 +72,14 @@ def _coverage() -> Iterator[Wanted]:
         )
 
 
-def spread_of(outcome: str) -> Spread:
-    """Deviations as the first contrast of the study on PolypGen shows them; what is assumed before there is one."""
+def spread_of(outcome: str) -> list[Spread]:
+    """Deviations as the first contrast of the study on PolypGen shows them; none before there is a comparison."""
     if not COMPARISON.is_file():
-        return ASSUMED if outcome == "dice_t" else ASSUMED_LARGE
+        return []
     first = json.loads(COMPARISON.read_text())["primary"][0]
-    variance = (first if outcome == first["metric"] else first[outcome])["variance"]
-    found = {name: math.sqrt(value) for name, value in variance.items() if value is not None}
-    return Spread(**{name: round(value, 4) for name, value in found.items()}, noise=0.0)
+    told = first if outcome == first["metric"] else first[outcome]
+    found = {name: math.sqrt(value or 0.0) for name, value in told["variance"].items()}
+    return [Spread(**{name: round(value, 4) for name, value in found.items()}, noise=0.0)]
 
 
 def main() -> None:

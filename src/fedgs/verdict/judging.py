@@ -170,8 +170,8 @@ def verdict_of(interval: Interval, outcome: Outcome) -> Verdict:
     return "hurts" if sign * interval.low < 0 and sign * interval.high < 0 else "undecided"
 
 
-def needed(data: Paired, components: Components, level: float) -> Needed:
-    """Computes how large a study would have to be to see `EFFECT` with a chance of `POWER`.
+def needed(data: Paired, components: Components, level: float, effect: float = EFFECT) -> Needed:
+    """Computes how large a study would have to be to see an effect with a chance of `POWER`.
 
     Both intervals must exclude 0, that for these hospitals and, of four or more, that for a new one. They are taken to
     be as long as the variances make them on average, and differences to be normal.
@@ -180,13 +180,14 @@ def needed(data: Paired, components: Components, level: float) -> Needed:
         data: What this study has.
         components: Variances of a hospital's difference.
         level: Of the interval that should exclude 0.
+        effect: True difference.
     """
     sites, each = len(data.sites), len(data.weight) / len(data.sites)
     if math.isnan(components.patient):
         return Needed(None, None, None)
 
     def shows(count: int, patients: float) -> bool:
-        return _shown(data, components, level, count, patients)
+        return _shown(data, components, level, count, patients, effect)
 
     many = None
     if not math.isnan(components.site):
@@ -199,8 +200,8 @@ def needed(data: Paired, components: Components, level: float) -> Needed:
     )
 
 
-def _shown(data: Paired, components: Components, level: float, sites: int, patients: float) -> bool:
-    """Whether so many hospitals, with so many patients each, would show `EFFECT` with a chance of `POWER`."""
+def _shown(data: Paired, components: Components, level: float, sites: int, patients: float, effect: float) -> bool:
+    """Whether so many hospitals, with so many patients each, would show an effect with a chance of `POWER`."""
     seeds = int(np.bincount(data.block).min())
     blocks = sites if data.runs_are_apart else 1
     of_patients = components.patient / patients / sites
@@ -220,7 +221,7 @@ def _shown(data: Paired, components: Components, level: float, sites: int, patie
         of_sites = components.site / sites
         apart = of_runs if data.runs_are_apart else 0.0  # what a run does to all hospitals is not between them
         longer = max(longer, reach(of_patients + apart + of_sites, sites - 1))
-    return longer + float(special.ndtri(POWER)) * math.sqrt(of_patients + of_runs + of_sites) <= EFFECT
+    return longer + float(special.ndtri(POWER)) * math.sqrt(of_patients + of_runs + of_sites) <= effect
 
 
 def _judged(contrast: Contrast, outcome: Outcome, part: str, level: float) -> Judged | None:
