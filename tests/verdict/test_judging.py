@@ -91,6 +91,16 @@ def test_one_seed_is_said() -> None:
     assert "over cases only and knows nothing of other runs" in " ".join(remarks(found))
 
 
+@pytest.mark.parametrize(("sites", "verdict"), [(1, "undecided"), (3, "undecided"), (4, "helps")])
+def test_one_seed_and_few_hospitals_decide_nothing(sites: int, verdict: str) -> None:
+    found = compare(study(ARMS | {"fedgs": 0.2}, seeds=[0], sites=list(SITES)[:sites]))
+    assert found.primary[0].estimate.these.low > 0
+    assert found.primary[0].verdict == verdict
+    told = " ".join(remarks(found))
+    assert ("decide nothing: another run may differ by as much" in told) is (verdict == "undecided")
+    assert "Dice-L may have fallen" not in told
+
+
 def test_fewer_than_four_hospitals_speak_for_themselves_only() -> None:
     found = compare(study(ARMS | {"fedgs": 0.1}, sites=["C1", "C5"]))
     assert found.primary[0].estimate.new is None

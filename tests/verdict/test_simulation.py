@@ -66,6 +66,12 @@ def test_arms_drawn_alike_are_seldom_told_apart(seeds: int, given: dict) -> None
     assert found.hurts <= at_most(0.025, 1000)
 
 
+@pytest.mark.parametrize("sites", [1, 2, 3])
+def test_arms_drawn_alike_are_not_told_apart_by_one_run_in_few_hospitals(sites: int) -> None:
+    found = simulate(Design(POLYPGEN[:sites], 1), Spread(run=0.03), studies=100)
+    assert (found.helps, found.hurts) == (0, 0)
+
+
 def test_a_large_effect_is_seen_and_has_its_sign() -> None:
     spread = Spread(site=0.01, run=0.01, patient=0.05, noise=0.02)
     gain, loss = (simulate(Design(POLYPGEN, 3), spread, effect=effect, studies=200) for effect in (0.1, -0.1))

@@ -120,6 +120,11 @@ class Estimate:
         """
         return self.these.joined(self.new)
 
+    @property
+    def decides(self) -> bool:
+        """Whether anything of it tells how runs differ; else arms that do not differ are told apart by their runs."""
+        return self.seeds > 1 or self.new is not None
+
 
 def paired(table: pd.DataFrame) -> Paired:
     """Arranges differences of cases.

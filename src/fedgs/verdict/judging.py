@@ -17,7 +17,19 @@ from fedgs.verdict.intervals import FEWEST_SITES, Components, Estimate, Interval
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import MARGIN_OUTCOME, OUTCOMES, PRIMARY, SHOWN, Outcome
 
-__all__ = ["EFFECT", "ERROR", "PARTS", "POWER", "Comparison", "Judged", "Needed", "compare", "needed", "verdict_of"]
+__all__ = [
+    "EFFECT",
+    "ERROR",
+    "PARTS",
+    "POWER",
+    "Comparison",
+    "Judged",
+    "Needed",
+    "compare",
+    "needed",
+    "verdict_of",
+    "verdict_on",
+]
 
 ERROR = 0.05
 """Chance of error that the primary contrasts share, and, apart from them, all others."""
@@ -170,6 +182,11 @@ def verdict_of(interval: Interval, outcome: Outcome) -> Verdict:
     return "hurts" if sign * interval.low < 0 and sign * interval.high < 0 else "undecided"
 
 
+def verdict_on(found: Estimate, outcome: Outcome) -> Verdict:
+    """Says what the interval that decides says; undecided where one seed and fewer than four hospitals are too few."""
+    return verdict_of(found.interval, outcome) if found.decides else "undecided"
+
+
 def needed(data: Paired, components: Components, level: float, effect: float = EFFECT) -> Needed:
     """Computes how large a study would have to be to see an effect with a chance of `POWER`.
 
@@ -229,7 +246,7 @@ def _judged(contrast: Contrast, outcome: Outcome, part: str, level: float) -> Ju
     if data is None:
         return None
     found = estimate(data, level=level)
-    return Judged(contrast, outcome, part, level, data, found, verdict_of(found.interval, outcome))
+    return Judged(contrast, outcome, part, level, data, found, verdict_on(found, outcome))
 
 
 def _with_margin(judged: Judged | None, large: Judged | None, margin: float) -> Judged | None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedgs.verdict.intervals import Interval, Paired, estimate
-from fedgs.verdict.judging import MARGIN, verdict_of
+from fedgs.verdict.judging import MARGIN, verdict_on
 from fedgs.verdict.outcomes import OUTCOMES, PRIMARY
 
 __all__ = ["Design", "Found", "Spread", "drawn", "simulate"]
@@ -161,7 +161,7 @@ def simulate(
     for _ in range(studies):
         study = drawn(design, spread, [effect] * contrasts, rng)
         estimates = [estimate(data, level=level) for data, _ in study]
-        first, verdicts = estimates[0], [verdict_of(each.interval, OUTCOMES[PRIMARY]) for each in estimates]
+        first, verdicts = estimates[0], [verdict_on(each, OUTCOMES[PRIMARY]) for each in estimates]
         new = float("nan") if first.new is None else _holds(first.new, effect)
         decides = first.interval
         shares += [

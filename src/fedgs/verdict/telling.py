@@ -9,7 +9,7 @@ from typing import Any
 import fedgs
 from fedgs.verdict.contrasts import other_causes
 from fedgs.verdict.intervals import Interval
-from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of
+from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_on
 from fedgs.verdict.outcomes import Outcome
 
 __all__ = ["as_json", "name_of", "remarks", "sentence"]
@@ -69,6 +69,8 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     told += _of_training(judged) + _of_margin(judged, comparison.large[number], comparison.margin)
     if judged.estimate.seeds == 1:
         told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
+    if not judged.estimate.decides:
+        told.append("One seed and fewer than four hospitals decide nothing: another run may differ by as much.")
     if math.isnan(judged.estimate.these.low):
         told.append("Every hospital has one patient with such images only, so that no interval can be given.")
     if not comparison.declared:
@@ -93,7 +95,7 @@ def _of_training(judged: Judged) -> list[str]:
 def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]:
     if large is None:
         return ["There is no image with large lesions only, so whether these lose anything is not known."]
-    if judged.verdict == "undecided" and verdict_of(judged.estimate.interval, judged.outcome) == "helps":
+    if judged.verdict == "undecided" and verdict_on(judged.estimate, judged.outcome) == "helps":
         low = signed(large.estimate.interval.low, large.outcome)
         return [
             f"A gain is not decided while Dice-L may have fallen by more than {margin:g}: its interval begins at {low}."
