@@ -3,7 +3,7 @@
     python docs/results/generate.py            # rewrites the pages and the curves
     python docs/results/generate.py --check    # fails if a table on a page is not what the runs say
 
-A page `NAME.md` has its runs in the folder `NAME/`, the README in `polypgen-128/`. A table stands between
+A page `NAME.md` has its runs in the folder `NAME/`, others as ELSEWHERE says. A table stands between
 `<!-- table: KIND RUN... -->` and `<!-- end -->`, KIND being one of the functions in TABLES.
 """
 
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ LABELLED = {"disentanglement-128"}
 """Pages whose runs differ in more than the algorithm."""
 ARMS = ("fedavg-published", "matched-global", "matched-site", "fedgs", "matched-gradient", "fedgs-gradient")
 """The order in which the arms of a study are shown; others follow by name."""
+ELSEWHERE = {"README.md": "polypgen-128", "plan-a-study.md": "verdict-simulations"}
+"""Folders of pages that are not results themselves."""
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -223,6 +226,119 @@ def precision(runs: Mapping[str, Path]) -> str:
     return rows(["images", "Dice-N in", "seed 0", "seed 1", "seed 2", "mean", "range"], body)
 
 
+def records_of(files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Simulated studies, a record per design, with what was not given at its default."""
+    lines = [line for path in files.values() for line in path.read_text().splitlines()]
+    return [{"level": 0.95, "contrasts": 1, "effect": 0.0} | json.loads(line) for line in lines]
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def grid(
+    files: Mapping[str, Path],
+    row: Mapping[str, Callable[[dict[str, Any]], str]],
+    column: Callable[[dict[str, Any]], str],
+    cell: Callable[[dict[str, Any]], str],
+) -> str:
+    """A table of simulated studies: what tells its rows apart, what its columns, and what stands in a cell."""
+    columns: list[str] = []
+    body: dict[tuple[str, ...], dict[str, str]] = {}
+    for record in records_of(files):
+        columns += [column(record)] if column(record) not in columns else []
+        body.setdefault(tuple(of(record) for of in row.values()), {})[column(record)] = cell(record)
+    return rows([*row, *columns], [[*key, *(cells.get(name, "") for name in columns)] for key, cells in body.items()])
+
+
+def patients_of(record: Mapping[str, Any]) -> str:
+    patients = record["patients"]
+    return f"{patients[0]} each" if len({*patients}) == 1 else ", ".join(map(str, patients))
+
+
+def half_width(record: Mapping[str, Any]) -> str:
+    return f"{record['found']['half_width']:.3f}"
+
+
+SIZE: dict[str, Callable[[dict[str, Any]], str]] = {
+    "hospitals": lambda record: str(len(record["patients"])),
+    "seeds": lambda record: str(record["seeds"]),
+}
+SPREAD: dict[str, Callable[[dict[str, Any]], str]] = {
+    "SD of hospitals": lambda record: f"{record['site']:g}",
+    "of runs": lambda record: f"{record['run']:g}",
+    "of patients": lambda record: f"{record['patient']:g}",
+}
+
+
+def coverage(files: Mapping[str, Path]) -> str:
+    """How often intervals held the truth, in percent; columns by what moves runs, or by the effect where it differs."""
+    names = {"effect": "effect", "seed": "SD of seeds", "run": "SD of runs"}
+    by = next(name for name in names if len({record[name] for record in records_of(files)}) > 1)
+    return grid(
+        files,
+        SIZE | {"SD of hospitals": SPREAD["SD of hospitals"]},
+        lambda record: f"{names[by]} {record[by]:g}",
+        lambda record: " / ".join(percent(record["found"][name]) for name in ("these", "new", "decides")),
+    )
+
+
+def chances(files: Mapping[str, Path]) -> str:
+    """How often arms that do not differ were told apart, in percent: helps and hurts."""
+    return grid(
+        files,
+        SPREAD | {"hospitals": SIZE["hospitals"]},
+        lambda record: (
+            f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}, "
+            f"{record['contrasts']} contrast{'s' * (record['contrasts'] > 1)}"
+        ),
+        lambda record: f"{percent(record['found']['helps'])} / {percent(record['found']['hurts'])}",
+    )
+
+
+def power(files: Mapping[str, Path]) -> str:
+    """How often an effect was seen, in percent."""
+    return grid(
+        files,
+        SPREAD | SIZE | {"patients": patients_of, "half-width": half_width},
+        lambda record: f"effect {record['effect']:g}",
+        lambda record: percent(record["found"]["helps"]),
+    )
+
+
+def margins(files: Mapping[str, Path]) -> str:
+    """How often large lesions that lose nothing passed, in percent."""
+    return grid(
+        files,
+        SPREAD | SIZE | {"half-width": half_width},
+        lambda record: "passed",
+        lambda record: percent(record["found"]["no_worse"]),
+    )
+
+
+def needs(files: Mapping[str, Path]) -> str:
+    """How many hospitals with so many patients each `fedgs compare` would ask for, had a study these spreads."""
+    import numpy as np
+
+    from fedgs.verdict.intervals import Components
+    from fedgs.verdict.judging import needed
+    from fedgs.verdict.simulation import Design, Spread, drawn
+
+    spreads = list(dict.fromkeys(Spread(*(r[name] for name in Spread.__slots__)) for r in records_of(files)))
+    body = []
+    for spread, seeds in product(spreads, (1, 2, 3, 5)):
+        told = []
+        for effect, patients in product((0.02, 0.05), (10, 40)):
+            ((data, _),) = drawn(Design((patients,) * 5, seeds), spread, (0.0,), np.random.default_rng(0))
+            run, site = spread.run**2, spread.site**2
+            patient = spread.patient**2 + spread.noise**2 / seeds
+            found = Components(patient, *((run, site) if seeds > 1 else (float("nan"), site + run)))
+            told.append(str(needed(data, found, 0.95, effect).sites or "no number"))
+        body.append([f"{spread.site:g}", f"{spread.run:g}", f"{spread.patient:g}", str(seeds), *told])
+    columns = [f"{effect:g}, {patients} each" for effect, patients in product((0.02, 0.05), (10, 40))]
+    return rows([*SPREAD, "seeds", *columns], body)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "scores": scores,
     "unseen": unseen,
@@ -234,12 +350,17 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "trials": trials,
     "convergence": convergence,
     "precision": precision,
+    "coverage": coverage,
+    "chances": chances,
+    "power": power,
+    "margins": margins,
+    "needs": needs,
 }
 
 
 def rendered(page: Path) -> str:
     """The page with every table made anew."""
-    folder = HERE / "polypgen-128" if page.name == "README.md" else page.with_suffix("")
+    folder = HERE / ELSEWHERE.get(page.name, page.stem)
 
     def replace(match: re.Match[str]) -> str:
         runs = {name: folder / name for name in match[3].split()}
@@ -276,7 +397,8 @@ def draw_curves(folder: Path, runs: Mapping[str, str]) -> None:
 
 def main() -> None:
     stale = []
-    for page in (*sorted(HERE.glob("*.md")), HERE.parents[1] / "README.md"):
+    others = (HERE.parents[1] / "README.md", HERE.parent / "how-to" / "plan-a-study.md")
+    for page in (*sorted(HERE.glob("*.md")), *others):
         text = rendered(page)
         if "--check" in sys.argv:
             stale += [page.name] if text != page.read_text() else []

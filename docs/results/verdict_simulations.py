@@ -1,16 +1,18 @@
 """Draws the studies of docs/results/verdict-simulations.md, and writes how often their verdicts were right.
 
-    python docs/results/verdict_simulations.py             # all of them; about an hour on a core
-    python docs/results/verdict_simulations.py --studies 100
+    python docs/results/verdict_simulations.py              # ten minutes on a core
+    python docs/results/verdict_simulations.py --studies 100 --out elsewhere
 
-What is done already is kept, so it can be stopped and started again.
+A table of the page has a file of its own, with a line per design. What stands there already is kept, so that this can
+be stopped and started again, and only what has changed is drawn anew, such as the spread of the study on PolypGen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -18,50 +20,105 @@ from typing import Any
 
 from fedgs.verdict.simulation import Design, Spread, simulate
 
-HERE = Path(__file__).parent / "verdict-simulations"
-PATIENTS = {2: (26, 8), 3: (26, 12, 8), 4: (26, 12, 8, 8), 5: (26, 12, 8, 8, 4), 6: (26, 12, 10, 8, 8, 4)}
-"""Patients with tiny lesions per hospital; of five, those of PolypGen."""
+HERE = Path(__file__).parent
+COMPARISON = HERE / "polypgen-study" / "comparison.json"
+PATIENTS = {
+    **{1: (26,), 2: (26, 8), 3: (26, 12, 8), 4: (26, 12, 8, 8), 5: (26, 12, 8, 8, 4)},
+    6: (26, 12, 10, 8, 8, 4),
+}
+"""Patients with images of Dice-T per hospital; of five, those of PolypGen."""
 SPREADS = (0.0, 0.03, 0.06)
+SMALL = Spread(site=0.01, run=0.02, patient=0.05, noise=0.02)
+LARGE = Spread(site=0.03, run=0.03)
+UNLIKE = Spread(site=0.06, run=0.01, patient=0.05, noise=0.02)
+"""Hospitals differ by much more than all else."""
+OF_LARGE_LESIONS = Spread(site=0.003, run=0.005, patient=0.03, noise=0.01)
+TWO = {"level": 0.975, "contrasts": 2}
+Wanted = tuple[str, Design, Spread, Mapping[str, Any]]
 
 
-def wanted() -> Iterator[tuple[str, Design, Spread, dict[str, Any]]]:
-    """Kind, design, spread and what else is given of every simulation."""
-    for sites, site, run in product(PATIENTS, SPREADS, SPREADS):
-        yield "coverage", Design(PATIENTS[sites]), Spread(site=site, run=run), {}
-    for sites, seed in product(PATIENTS, SPREADS[1:]):
-        yield "coverage, seeds shared", Design(PATIENTS[sites]), Spread(seed=seed), {}
-    for seeds, run in product((2, 3, 5), SPREADS):
-        yield "coverage, one set of runs", Design(PATIENTS[5], seeds, apart=False), Spread(run=run), {}
-    for seeds, run in product((1, 3), SPREADS):
-        yield "coverage, other seeds", Design(PATIENTS[5], seeds), Spread(run=run), {}
-    spread = observed()
-    for seeds, level in product((1, 2), (0.95, 0.975)):
-        yield "no effect", Design(PATIENTS[5], seeds), spread, {"level": level}
-    for seeds, effect in product((1, 2, 5), (0.02, 0.05)):
+def wanted() -> Iterator[Wanted]:
+    """Table, design, spread and what else is given of every simulation."""
+    yield from _coverage()
+    observed = spread_of("dice_t")
+    for spread, sites, seeds in product((SMALL, LARGE, UNLIKE, *observed), PATIENTS, (1, 2)):
+        for given in ({}, TWO):
+            yield "no-effect", Design(PATIENTS[sites], seeds), spread, given
+    spreads = (SMALL, LARGE, *observed)
+    for spread, seeds, effect in product(spreads, (1, 2, 3, 5), (0.02, 0.05)):
         yield "power", Design(PATIENTS[5], seeds), spread, {"effect": effect, "level": 0.975}
+    for spread, sites, seeds, patients, effect in product(spreads, (5, 10, 20), (2, 5), (10, 40), (0.02, 0.05)):
+        yield "plans", Design((patients,) * sites, seeds), spread, {"effect": effect}
+    for spread, seeds in product((OF_LARGE_LESIONS, *spread_of("dice_l")), (1, 2, 3, 5)):
+        yield "large-lesions", Design((200,) * 5, seeds), spread, {"level": 0.975}
 
 
-def observed() -> Spread:
-    """Standard deviations as the study on PolypGen shows them, where it is there."""
-    path = Path(__file__).parent / "polypgen-study" / "comparison.json"
-    told = json.loads(path.read_text())["variance"] if path.is_file() else {}
-    deviations = {name: value**0.5 for name, value in told.items() if value is not None}
-    return Spread(**deviations, noise=0.0) if deviations else Spread(site=0.02, run=0.02, patient=0.05, noise=0.02)
+def _coverage() -> Iterator[Wanted]:
+    several = [sites for sites in PATIENTS if sites > 1]
+    for sites, site, run in product(several, SPREADS, SPREADS):
+        yield "coverage", Design(PATIENTS[sites]), Spread(site=site, run=run), {}
+    for sites, site, seed in product(several, SPREADS, SPREADS[1:]):
+        yield "shared-seeds", Design(PATIENTS[sites]), Spread(site=site, seed=seed), {}
+    for seeds, run in product((2, 3, 5), SPREADS):
+        yield "one-set-of-runs", Design(PATIENTS[5], seeds, apart=False), Spread(run=run), {}
+    for seeds, site, run in product((1, 3, 5), SPREADS, SPREADS):
+        yield "seeds", Design(PATIENTS[5], seeds), Spread(site=site, run=run), {}
+    for sites, effect in product(several, (0.0, 0.02, 0.05)):
+        yield (
+            "missed",
+            Design(PATIENTS[sites]),
+            Spread(site=0.01, run=0.01, patient=0.05, missed=0.8),
+            {"effect": effect},
+        )
+
+
+def spread_of(outcome: str) -> list[Spread]:
+    """Deviations as the first contrast of the study on PolypGen shows them; none before there is a comparison."""
+    if not COMPARISON.is_file():
+        return []
+    first = json.loads(COMPARISON.read_text())["primary"][0]
+    told = first if outcome == first["metric"] else first[outcome]
+    found = {name: math.sqrt(value or 0.0) for name, value in told["variance"].items()}
+    return [Spread(**{name: round(value, 4) for name, value in found.items()}, noise=0.0)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000)
-    studies = parser.parse_args().studies
-    HERE.mkdir(exist_ok=True)
-    for kind, design, spread, given in wanted():
-        about = {"kind": kind, "studies": studies, **asdict(design), **asdict(spread), **given}
-        name = "-".join(f"{value}" for value in about.values()).replace(" ", "").replace(",", "_")
-        path = HERE / f"{name}.json"
-        if not path.is_file():
-            found = simulate(design, spread, studies=studies, **given)
-            path.write_text(json.dumps({**about, "found": asdict(found)}, indent=2) + "\n")
-            print(path.name, found, flush=True)
+    parser.add_argument("--out", type=Path, default=HERE / "verdict-simulations")
+    options = parser.parse_args()
+    options.out.mkdir(exist_ok=True)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for table, design, spread, given in wanted():
+        about = {"studies": options.studies, **asdict(design), **asdict(spread), **given}
+        tables.setdefault(table, []).append(json.loads(json.dumps(about)))
+        path = options.out / f"{table}.jsonl"
+        known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        if not any(_without_found(each) == tables[table][-1] for each in known):
+            found = asdict(simulate(design, spread, studies=options.studies, **given))
+            known.append(tables[table][-1] | {"found": {name: _number(value) for name, value in found.items()}})
+            _write(path, known)
+            print(table, known[-1], flush=True)
+    for table, asked in tables.items():  # what was drawn for an earlier spread goes
+        path = options.out / f"{table}.jsonl"
+        known = [json.loads(line) for line in path.read_text().splitlines()]
+        _write(
+            path, sorted((k for k in known if _without_found(k) in asked), key=lambda k: asked.index(_without_found(k)))
+        )
+
+
+def _without_found(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "found"}
+
+
+def _write(path: Path, records: list[dict[str, Any]]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    part.replace(path)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from fedgs.errors import ConfigError, DataError
 from fedgs.verdict.intervals import Interval
-from fedgs.verdict.judging import compare, verdict_of
+from fedgs.verdict.judging import Needed, compare, verdict_of
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import OUTCOMES, as_numbers
 from fedgs.verdict.telling import as_json, remarks, sentence
@@ -91,10 +91,75 @@ def test_one_seed_is_said() -> None:
     assert "over cases only and knows nothing of other runs" in " ".join(remarks(found))
 
 
+@pytest.mark.parametrize(("sites", "verdict"), [(1, "undecided"), (3, "undecided"), (4, "helps")])
+def test_one_seed_and_few_hospitals_decide_nothing(sites: int, verdict: str) -> None:
+    found = compare(study(ARMS | {"fedgs": 0.2}, seeds=[0], sites=list(SITES)[:sites]))
+    assert found.primary[0].estimate.these.low > 0
+    assert found.primary[0].verdict == verdict
+    told = " ".join(remarks(found))
+    assert ("decide nothing: another run may differ by as much" in told) is (verdict == "undecided")
+    assert "Dice-L may have fallen" not in told
+
+
 def test_fewer_than_four_hospitals_speak_for_themselves_only() -> None:
     found = compare(study(ARMS | {"fedgs": 0.1}, sites=["C1", "C5"]))
     assert found.primary[0].estimate.new is None
     assert "helps, for these hospitals only; " in sentence(found)
+
+
+@pytest.mark.parametrize(
+    ("sites", "seeds", "here", "elsewhere", "said"),
+    [
+        (1, 2, 13, None, "about 13 patients with such images in this hospital, for a verdict on it alone"),
+        (1, 2, 1, None, "about 1 patient with such images in this hospital, for a verdict on it alone"),
+        (
+            *(1, 1, 13, None),
+            "about 13 patients with such images in this hospital, for a verdict on it alone, if runs with other seeds "
+            "differed in nothing",
+        ),
+        (1, 2, None, None, "no number of patients in this hospital would suffice"),
+        (
+            *(2, 2, 1300, (8, 210)),
+            "about 210 patients with such images in 8 hospitals; about 1,300 patients with such images in all of these "
+            "2 hospitals, for a verdict on them alone",
+        ),
+        (
+            *(3, 2, None, (8, 210)),
+            "about 210 patients with such images in 8 hospitals; no number of patients in these 3 hospitals would "
+            "suffice",
+        ),
+        (
+            *(5, 1, 130, (4, 120)),
+            "about 120 patients with such images in 4 hospitals; about 130 patients with such images in all of these 5 "
+            "hospitals",
+        ),
+        (5, 2, None, None, "no number of patients in these 5 hospitals would suffice"),
+    ],
+)
+def test_what_a_study_would_need_is_said(
+    sites: int, seeds: int, here: int | None, elsewhere: tuple[int, int] | None, said: str
+) -> None:
+    found = compare(study(ARMS, sites=list(SITES)[:sites], seeds=list(range(seeds))))
+    needs = Needed(*(elsewhere or (None, None)), here)
+    told = sentence(replace(found, needed=[needs] * 2))
+    assert told.endswith(f": undecided; to detect 0.02 with a chance of 80 %, {said}.")
+
+
+def test_what_a_study_would_need_counts_every_hospital() -> None:
+    """However little patients differ, there is one in each; and a hospital tells nothing of others."""
+    flat = [replace(run, scores=run.scores.assign(dice=0.5)) for run in study(ARMS).runs]
+    assert compare(replace(study(ARMS), runs=flat)).needed[0].here == len(SITES)
+    one = compare(study(ARMS, sites=["C5"])).needed[0]
+    assert (one.sites, one.patients) == (None, None)
+
+
+def test_what_a_study_would_need_is_not_told_from_single_patients() -> None:
+    one = study(ARMS)
+    single = [replace(run, scores=run.scores.assign(group=run.scores["site"])) for run in one.runs]
+    told = sentence(compare(replace(one, runs=single)))
+    assert told.endswith(
+        "how large a study should be cannot be told, as no hospital has two patients with such images."
+    )
 
 
 def test_runs_without_an_unseen_hospital_are_compared_on_held_out_images() -> None:

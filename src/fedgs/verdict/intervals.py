@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from scipy import stats
 
 from fedgs.errors import DataError
 
-__all__ = ["Components", "Estimate", "Interval", "Paired", "estimate", "paired"]
+__all__ = ["Components", "Estimate", "Interval", "Paired", "estimate", "freedom_of_runs", "paired"]
 
 FEWEST_SITES = 4
 """Hospitals below which nothing is said about a new one."""
@@ -118,6 +119,11 @@ class Estimate:
         For fewer than four hospitals it is that of these hospitals alone.
         """
         return self.these.joined(self.new)
+
+    @property
+    def decides(self) -> bool:
+        """Whether anything of it tells how runs differ; else arms that do not differ are told apart by their runs."""
+        return self.seeds > 1 or self.new is not None
 
 
 def paired(table: pd.DataFrame) -> Paired:
@@ -246,8 +252,17 @@ def _variance_of_runs(data: Paired) -> _Part:
     variance = float((data.share**2 / seeds).sum()) * single
     if (seeds == seeds[0]).all():
         variance = max(variance, float(np.sum(blocks, axis=0).var(ddof=1)) / int(seeds[0]))
-    freedom = min(float(1 / (data.share**2 / (seeds - 1)).sum()), int(seeds.min()) - _SEEDS_SPENT)
-    return _Part(variance, freedom, single)
+    return _Part(variance, freedom_of_runs(data.share, seeds), single)
+
+
+def freedom_of_runs(share: Array, seeds: npt.NDArray[np.intp]) -> float:
+    """Degrees of freedom of the variance of runs.
+
+    Args:
+        share: (blocks,): of the cases.
+        seeds: (blocks,): two or more in each.
+    """
+    return min(float(1 / (share**2 / (seeds - 1)).sum()), int(seeds.min()) - _SEEDS_SPENT)
 
 
 def _components(data: Paired, site_means: Array, patient: float, run: float) -> Components:
@@ -268,16 +283,22 @@ def _t_interval(site_means: Array, level: float) -> Interval:
 
 def _draws(data: Paired, seed: int) -> Array:
     """Differences of studies drawn from this one, see `estimate`."""
-    rng = np.random.default_rng(seed)
-    runs = np.hstack([_lengthened(rng, int(count)) / count for count in np.bincount(data.block)])
+    runs, of_sites = _weights(tuple(np.bincount(data.block)), tuple(np.bincount(data.site)), seed)
     found = np.zeros(DRAWS)
-    for site in range(len(data.sites)):
+    for site, drawn in enumerate(of_sites):
         rows = data.site == site
         total, weight = data.total[rows], data.weight[rows]
-        drawn = _lengthened(rng, len(weight))
         mean = runs @ total.sum(axis=0) / weight.sum()
         found += ((drawn @ total) * runs).sum(axis=1) - mean * (drawn @ weight - weight.sum())
     return np.asarray(found / data.weight.sum(), dtype=np.float64)
+
+
+@lru_cache(maxsize=1)  # thousands of simulated studies of one design differ in their differences alone
+def _weights(seeds: Sequence[int], groups: Sequence[int], seed: int) -> tuple[Array, Sequence[Array]]:
+    """What runs, (draws, runs), and the groups of every site, (draws, groups), count in each draw."""
+    rng = np.random.default_rng(seed)
+    runs = np.hstack([_lengthened(rng, int(count)) / count for count in seeds])
+    return runs, [_lengthened(rng, int(count)) for count in groups]
 
 
 def _lengthened(rng: np.random.Generator, count: int) -> Array:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from fedgs.errors import DataError, unknown_choice
 from fedgs.verdict.contrasts import Contrast, against_itself, contrasts_of, differences, settled
-from fedgs.verdict.intervals import FEWEST_SITES, Components, Estimate, Interval, Paired, estimate
+from fedgs.verdict.intervals import FEWEST_SITES, Components, Estimate, Interval, Paired, estimate, freedom_of_runs
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import MARGIN_OUTCOME, OUTCOMES, PRIMARY, SHOWN, Outcome
 
-__all__ = ["EFFECT", "ERROR", "PARTS", "POWER", "Comparison", "Judged", "Needed", "compare", "needed", "verdict_of"]
+__all__ = [
+    "EFFECT",
+    "ERROR",
+    "PARTS",
+    "POWER",
+    "Comparison",
+    "Judged",
+    "Needed",
+    "compare",
+    "needed",
+    "verdict_of",
+    "verdict_on",
+]
 
 ERROR = 0.05
 """Chance of error that the primary contrasts share, and, apart from them, all others."""
@@ -34,6 +47,8 @@ PARTS = {"test_out": "out-test", "test_in": "in-test"}
 
 _MOST_SITES = 1000
 
+_MOST_PATIENTS = 1_000_000
+
 Verdict = Literal["helps", "hurts", "undecided"]
 
 
@@ -45,7 +60,8 @@ class Needed:
         sites: Hospitals, each with as many patients as those of this study on average; None where 1,000 do not suffice,
             or one hospital tells nothing of how others differ.
         patients: In all of them.
-        here: Patients in the hospitals of this study; None where no number of them would suffice.
+        here: Patients in all hospitals of this study together; None where a million would not suffice. Of fewer
+            than four hospitals it is for a verdict on these alone, and with one seed as if runs differed in nothing.
     """
 
     sites: int | None
@@ -172,34 +188,63 @@ def verdict_of(interval: Interval, outcome: Outcome) -> Verdict:
     return "hurts" if sign * interval.low < 0 and sign * interval.high < 0 else "undecided"
 
 
-def needed(data: Paired, components: Components, level: float) -> Needed:
-    """Computes how large a study would have to be to see `EFFECT` with a chance of `POWER`.
+def verdict_on(found: Estimate, outcome: Outcome) -> Verdict:
+    """Says what the interval that decides says; undecided where one seed and fewer than four hospitals are too few."""
+    return verdict_of(found.interval, outcome) if found.decides else "undecided"
+
+
+def needed(data: Paired, components: Components, level: float, effect: float = EFFECT) -> Needed:
+    """Computes how large a study would have to be to see an effect with a chance of `POWER`.
+
+    Both intervals must exclude 0, that for these hospitals and, of four or more, that for a new one. They are taken to
+    be as long as the variances make them on average, and differences to be normal.
 
     Args:
         data: What this study has.
         components: Variances of a hospital's difference.
         level: Of the interval that should exclude 0.
+        effect: True difference.
     """
-    sites, patients = len(data.sites), len(data.weight) / len(data.sites)
-    seeds = int(np.bincount(data.block).min())
-    run = 0.0 if math.isnan(components.run) else components.run / seeds
-    of_site = 0.0 if math.isnan(components.site) else components.site
-    shared, own = (0.0, of_site + run) if data.runs_are_apart else (run, of_site)
+    sites, each = len(data.sites), len(data.weight) / len(data.sites)
+    if math.isnan(components.patient):
+        return Needed(None, None, None)
 
-    def suffices(count: int, of_patients: float) -> bool:
-        reach = float(stats.t.ppf(0.5 + level / 2, count - 1) + stats.norm.ppf(POWER))
-        return reach**2 * ((own + of_patients) / count + shared) <= EFFECT**2
+    def shows(count: int, patients: float) -> bool:
+        return _shown(data, components, level, count, patients, effect)
 
-    many = next((m for m in range(FEWEST_SITES, _MOST_SITES + 1) if suffices(m, components.patient / patients)), None)
-    if math.isnan(components.patient) or math.isnan(components.site):
-        many = None
-    fixed = sites < FEWEST_SITES
-    quantile = stats.norm.ppf(0.5 + level / 2) if fixed else stats.t.ppf(0.5 + level / 2, sites - 1)
-    left = (
-        (EFFECT / float(quantile + stats.norm.ppf(POWER))) ** 2 - shared - (own - (of_site if fixed else 0.0)) / sites
+    many = None
+    if not math.isnan(components.site):
+        many = next((count for count in range(FEWEST_SITES, _MOST_SITES + 1) if shows(count, each)), None)
+    here = bisect_left(range(_MOST_PATIENTS), True, lo=sites, key=lambda count: shows(sites, count / sites))
+    return Needed(
+        sites=many,
+        patients=None if many is None else math.ceil(many * each),
+        here=here if here < _MOST_PATIENTS else None,
     )
-    here = math.ceil(components.patient / left) if left > 0 and components.patient >= 0 else None
-    return Needed(many, None if many is None else math.ceil(many * patients), here)
+
+
+def _shown(data: Paired, components: Components, level: float, sites: int, patients: float, effect: float) -> bool:
+    """Whether so many hospitals, with so many patients each, would show an effect with a chance of `POWER`."""
+    seeds = int(np.bincount(data.block).min())
+    blocks = sites if data.runs_are_apart else 1
+    of_patients = components.patient / patients / sites
+    of_runs, freedom = 0.0, 1.0
+    if seeds > 1:
+        of_runs = components.run / seeds / blocks
+        freedom = freedom_of_runs(np.full(blocks, 1 / blocks), np.full(blocks, seeds))
+
+    def reach(variance: float, freedom: float) -> float:
+        return float(special.stdtrit(max(freedom, 1.0), 0.5 + level / 2)) * math.sqrt(variance)
+
+    half = (seeds - 1) / 2  # of two estimates of what runs add the larger one counts, on average max(1, chi2 / freedom)
+    larger = float(special.gammainc(half, half) + special.gammaincc(half + 1, half)) if blocks > 1 and half else 1.0
+    longer = math.hypot(reach(of_patients, sites * (patients - 1)), reach(larger * of_runs, freedom))
+    of_sites = 0.0
+    if sites >= FEWEST_SITES:
+        of_sites = components.site / sites
+        apart = of_runs if data.runs_are_apart else 0.0  # what a run does to all hospitals is not between them
+        longer = max(longer, reach(of_patients + apart + of_sites, sites - 1))
+    return longer + float(special.ndtri(POWER)) * math.sqrt(of_patients + of_runs + of_sites) <= effect
 
 
 def _judged(contrast: Contrast, outcome: Outcome, part: str, level: float) -> Judged | None:
@@ -207,7 +252,7 @@ def _judged(contrast: Contrast, outcome: Outcome, part: str, level: float) -> Ju
     if data is None:
         return None
     found = estimate(data, level=level)
-    return Judged(contrast, outcome, part, level, data, found, verdict_of(found.interval, outcome))
+    return Judged(contrast, outcome, part, level, data, found, verdict_on(found, outcome))
 
 
 def _with_margin(judged: Judged | None, large: Judged | None, margin: float) -> Judged | None:

@@ -1,13 +1,15 @@
 """How often verdicts are right: studies drawn from a known truth, and judged like real ones.
 
-    python -m fedgs.verdict.simulation --out DIR
+    python docs/results/verdict_simulations.py
 
-draws the tables of docs/explanation/verdict.md anew. A case of site k in a run with seed s differs between two arms by
+draws those of docs/results/verdict-simulations.md. Arm a scores case i of site k, in a run with seed s, with what is
+common to all arms, which falls out of every difference, and
 
-    effect + site_k + seed_s + run_ks + patient_i + noise_is
+    effect_a + site_ak + seed_as + run_aks + patient_ai + noise_aiks
 
-each but the effect normal (patients: with heavier tails, Student's t with 4 degrees of freedom) with a standard
-deviation of its own. `seed` moves all hospitals alike, `run` each for itself.
+each but the effect drawn anew for every arm, and normal (patients: with heavier tails, Student's t with 4 degrees of
+freedom). `seed` moves all hospitals alike, `run` each for itself. Of the cases, the share `missed` is one that no arm
+scores anything in, so that there is no difference at all; the others then differ by as much more.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from fedgs.verdict.intervals import Paired, estimate
+from fedgs.verdict.intervals import Interval, Paired, estimate
+from fedgs.verdict.judging import MARGIN, verdict_on
+from fedgs.verdict.outcomes import OUTCOMES, PRIMARY
 
 __all__ = ["Design", "Found", "Spread", "drawn", "simulate"]
 
@@ -39,13 +44,23 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Standard deviations, in units of the outcome."""
+    """Standard deviations of the difference of two arms, in units of the outcome; each arm brings 1/sqrt(2) of it.
+
+    Attributes:
+        site: Between hospitals.
+        run: Between runs, each hospital for itself.
+        seed: Between seeds, all hospitals alike.
+        patient: Between patients, of the mean over their runs.
+        noise: Of one patient between runs, beyond what moves all of them.
+        missed: Share of patients in whom arms cannot differ, in [0, 1); the only one that is no deviation.
+    """
 
     site: float = 0.0
     run: float = 0.0
     seed: float = 0.0
     patient: float = 0.12
     noise: float = 0.05
+    missed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +70,108 @@ class Found:
     Attributes:
         these: In which the interval for these hospitals holds their mean difference.
         new: In which the interval for a new hospital holds the effect; nan where there is none.
-        helps: Whose interval lies above 0.
-        hurts: Whose interval lies below 0.
+        decides: In which the interval that decides holds the effect.
+        helps: In which the verdict on any contrast is *helps*, were Dice of large lesions no matter.
+        hurts: In which it is *hurts*.
+        no_worse: In which the interval lies above what Dice of large lesions may lose.
         half_width: Median of the interval that decides.
     """
 
     these: float
     new: float
+    decides: float
     helps: float
     hurts: float
+    no_worse: float
     half_width: float
 
 
-def drawn(design: Design, spread: Spread, effect: float, rng: np.random.Generator) -> tuple[Paired, float]:
+def drawn(
+    design: Design, spread: Spread, effects: Sequence[float], rng: np.random.Generator
+) -> list[tuple[Paired, float]]:
     """Draws a study.
 
+    Args:
+        design: What it has.
+        spread: What differences vary by.
+        effects: Of each arm against the last one, which is in the study as well.
+        rng: What it is drawn by.
+
     Returns:
-        What it would observe, and the mean difference of its hospitals.
+        For each contrast with that last arm what would be observed, and the mean difference of the hospitals.
     """
-    sites, seeds = len(design.patients), design.seeds
-    site = np.repeat(np.arange(sites), design.patients)
-    level = effect + rng.normal(0, spread.site, sites)[site]
-    patient = rng.standard_t(4, len(site)) * spread.patient / np.sqrt(2)
-    blocks = sites if design.apart else 1
-    block = np.repeat(np.arange(blocks), seeds)
-    run = rng.normal(0, spread.run, len(block)) + np.tile(rng.normal(0, spread.seed, seeds), blocks)
-    noise = rng.normal(0, spread.noise, (len(site), len(block)))
+    sites, patients = len(design.patients), np.array(design.patients)
+    site = np.repeat(np.arange(sites), patients)
+    block = np.repeat(np.arange(sites if design.apart else 1), design.seeds)
     scored = (site[:, None] == block) | (not design.apart)
-    total = np.where(scored, (level + patient)[:, None] + run + noise, 0.0)
-    weight = np.ones(len(site))
-    share = np.array(design.patients) / len(site) if design.apart else np.ones(1)
-    names = [f"{number}" for number in range(sites)]
-    data = Paired(names, site, weight, total, block, share, design.apart, len(site), list(design.patients))
-    return data, float(level.mean())
+    seen = rng.random(len(site)) >= spread.missed
+    arms = [_arm(design, spread, site, block, rng) for _ in range(len(effects) + 1)]
+    share = patients / len(site) if design.apart else np.ones(1)
+    names, weight = [f"{number}" for number in range(sites)], np.ones(len(site))
+    found = []
+    for effect, (level, moved, own) in zip(effects, arms, strict=False):
+        common = effect + (level - arms[-1][0])[site, None] + moved - arms[-1][1]
+        total = (common + (own - arms[-1][2]) * np.sqrt(1 - spread.missed)) * seen[:, None] / (1 - spread.missed)
+        data = Paired(
+            names, site, weight, np.where(scored, total, 0), block, share, design.apart, len(site), design.patients
+        )
+        found.append((data, effect + float(np.average(level - arms[-1][0], weights=patients))))
+    return found
+
+
+Array = npt.NDArray[np.float64]
+
+
+def _arm(
+    design: Design, spread: Spread, site: npt.NDArray[np.intp], block: npt.NDArray[np.intp], rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """What an arm does to hospitals, (sites,), runs, (runs,), and cases, (cases, runs)."""
+    of_arm = 1 / np.sqrt(2)
+    blocks = len(block) // design.seeds
+    level = rng.normal(0, spread.site * of_arm, len(design.patients))
+    run = rng.normal(0, spread.run * of_arm, len(block))
+    seed = np.tile(rng.normal(0, spread.seed * of_arm, design.seeds), blocks)
+    patient = rng.standard_t(4, (len(site), 1)) * spread.patient * of_arm / np.sqrt(2)
+    return level, run + seed, patient + rng.normal(0, spread.noise * of_arm, (len(site), len(block)))
 
 
 def simulate(
-    design: Design, spread: Spread, *, effect: float = 0.0, studies: int = 2000, level: float = 0.95, seed: int = 0
+    design: Design,
+    spread: Spread,
+    *,
+    effect: float = 0.0,
+    studies: int = 2000,
+    level: float = 0.95,
+    contrasts: int = 1,
+    seed: int = 0,
 ) -> Found:
     """Draws studies and judges each.
 
     Args:
         design: What every study has.
         spread: What differences vary by.
-        effect: The true mean difference over hospitals.
+        effect: The true mean difference over hospitals, in every contrast.
         studies: How many.
         level: Of the intervals.
-        seed: Of everything.
+        contrasts: How many arms are compared with the same other one.
+        seed: Of everything drawn; verdicts draw by their own, as always.
     """
     rng = np.random.default_rng(seed)
-    counts, widths = np.zeros(4), []
-    for number in range(studies):
-        data, mean = drawn(design, spread, effect, rng)
-        found = estimate(data, level=level, seed=number)
-        decides = found.interval
-        new = found.new is not None and found.new.low <= effect <= found.new.high
-        counts += [found.these.low <= mean <= found.these.high, new, decides.low > 0, decides.high < 0]
+    shares, widths = np.zeros(6), []
+    for _ in range(studies):
+        study = drawn(design, spread, [effect] * contrasts, rng)
+        estimates = [estimate(data, level=level) for data, _ in study]
+        first, verdicts = estimates[0], [verdict_on(each, OUTCOMES[PRIMARY]) for each in estimates]
+        new = float("nan") if first.new is None else _holds(first.new, effect)
+        decides = first.interval
+        shares += [
+            *(_holds(first.these, study[0][1]), new, _holds(decides, effect)),
+            *("helps" in verdicts, "hurts" in verdicts, decides.low > -MARGIN),
+        ]
         widths.append(decides.half_width)
-    these, new_share, helps, hurts = (counts / studies).tolist()
-    return Found(these, new_share if found.new else float("nan"), helps, hurts, float(np.median(widths)))
+    these, new, holds, helps, hurts, no_worse = (shares / studies).tolist()
+    return Found(these, new, holds, helps, hurts, no_worse, float(np.median(widths)))
+
+
+def _holds(interval: Interval, value: float) -> bool:
+    return interval.low <= value <= interval.high

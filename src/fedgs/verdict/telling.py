@@ -10,7 +10,7 @@ import fedgs
 from fedgs.report.comparison import nearly_matched
 from fedgs.verdict.contrasts import Contrast, other_causes
 from fedgs.verdict.intervals import Interval
-from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of
+from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_on
 from fedgs.verdict.outcomes import Outcome
 
 __all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "signed"]
@@ -104,6 +104,8 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     )
     if judged.estimate.seeds == 1:
         told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
+    if not judged.estimate.decides:
+        told.append("One seed and fewer than four hospitals decide nothing: another run may differ by as much.")
     if math.isnan(judged.estimate.these.low):
         told.append("Every hospital has one patient with such images only, so that no interval can be given.")
     if not comparison.declared:
@@ -141,7 +143,7 @@ def _of_training(judged: Judged) -> list[str]:
 def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]:
     if large is None:
         return ["There is no image with large lesions only, so whether these lose anything is not known."]
-    if judged.verdict == "undecided" and verdict_of(judged.estimate.interval, judged.outcome) == "helps":
+    if judged.verdict == "undecided" and verdict_on(judged.estimate, judged.outcome) == "helps":
         low = signed(large.estimate.interval.low, large.outcome)
         return [
             f"A gain is not decided while Dice-L may have fallen by more than {margin:g}: its interval begins at {low}."
@@ -155,19 +157,33 @@ def _scope(judged: Judged) -> str:
 
 
 def _need(judged: Judged, needed: Needed) -> str:
-    goal = f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %"
     if judged.outcome.unit not in _SHARES:
         return "how large a study should be is told for shares alone"
-    if needed.sites is None and needed.here is None:
-        return f"{goal}, no number of images would suffice"
-    here = (
-        f"no number of images in these {len(judged.data.sites)} would suffice"
-        if needed.here is None
-        else f"in these, about {needed.here:,} would do"
+    if math.isnan(judged.estimate.components.patient):
+        return "how large a study should be cannot be told, as no hospital has two patients with such images"
+    told = [_elsewhere(needed), _here(judged, needed)]
+    return f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %, {'; '.join(filter(None, told))}"
+
+
+def _elsewhere(needed: Needed) -> str:
+    return (
+        ""
+        if needed.sites is None
+        else f"about {needed.patients:,} patients with such images in {needed.sites} hospitals"
     )
-    if needed.sites is None:
-        return f"{goal}, {here}"
-    return f"{goal}, about {needed.patients:,} patients with such images in {needed.sites} hospitals; {here}"
+
+
+def _here(judged: Judged, needed: Needed) -> str:
+    """What it takes in the hospitals that there are; a claim about them alone where there are fewer than four."""
+    sites = len(judged.data.sites)
+    these = "this hospital" if sites == 1 else f"these {sites} hospitals"
+    if needed.here is None:
+        return f"no number of patients in {these} would suffice"
+    alone = judged.estimate.new is None
+    unknown = ", if runs with other seeds differed in nothing" if alone and judged.estimate.seeds == 1 else ""
+    patients = "patient" if needed.here == 1 else "patients"
+    told = f"about {needed.here:,} {patients} with such images {'in' if sites == 1 else 'in all of'} {these}"
+    return f"{told}, for a verdict on {'it' if sites == 1 else 'them'} alone{unknown}" if alone else told
 
 
 def signed(value: float, outcome: Outcome) -> str:
