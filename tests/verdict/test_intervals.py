@@ -95,7 +95,7 @@ def test_runs_alone_vary_by_the_pooled_variance_over_hospitals() -> None:
     )
     found = estimate(paired(rows))
     assert found.components.run == pytest.approx(pooled)
-    assert found.these.half_width == pytest.approx(stats.t.ppf(0.975, 1.75) * math.sqrt(variance), rel=1e-6)
+    assert found.these.half_width == pytest.approx(stats.t.ppf(0.975, 2 - 0.35) * math.sqrt(variance), rel=1e-6)
 
 
 spreads = st.fixed_dictionaries({name: st.floats(0.001, 0.2) for name in ("site", "run", "patient", "noise")})

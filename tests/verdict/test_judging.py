@@ -142,7 +142,8 @@ def test_what_a_study_would_need_is_said(
     found = compare(study(ARMS, sites=list(SITES)[:sites], seeds=list(range(seeds))))
     needs = Needed(*(elsewhere or (None, None)), here)
     told = sentence(replace(found, needed=[needs] * 2))
-    assert told.endswith(f": undecided; to detect 0.02 with a chance of 80 %, {said}.")
+    only = ", for these hospitals only" if sites < 4 else ""
+    assert told.endswith(f": undecided{only}; to detect 0.02 with a chance of 80 %, {said}.")
 
 
 def test_what_a_study_would_need_counts_every_hospital() -> None:

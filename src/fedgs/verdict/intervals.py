@@ -25,7 +25,7 @@ FEWEST_SITES = 4
 
 DRAWS = 2000
 
-_SEEDS_SPENT = 0.25
+_SEEDS_SPENT = 0.35
 """Degrees of freedom of the variance of runs are at most the seeds less this. If a seed moved all blocks alike, they
 would be the seeds less 1, whatever the number of blocks; if not, more. The value is what simulations ask for."""
 

@@ -152,8 +152,8 @@ def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]
 
 
 def _scope(judged: Judged) -> str:
-    only = judged.estimate.new is None and judged.verdict != "undecided"
-    return (", not converged" if judged.converged is False else "") + (", for these hospitals only" if only else "")
+    only = ", for these hospitals only" if judged.estimate.new is None else ""
+    return (", not converged" if judged.converged is False else "") + only
 
 
 def _need(judged: Judged, needed: Needed) -> str:
