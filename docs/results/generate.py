@@ -226,6 +226,69 @@ def precision(runs: Mapping[str, Path]) -> str:
     return rows(["images", "Dice-N in", "seed 0", "seed 1", "seed 2", "mean", "range"], body)
 
 
+def verdicts(files: Mapping[str, Path]) -> str:
+    """What a comparison says of its primary outcome: primary contrasts, the baseline against itself, all others."""
+    told = json.loads(next(iter(files.values())).read_text())
+    itself = [told["itself"]] if told["itself"] else []
+    others = [each for each in told["further"] if (each["metric"], each["part"]) == (told["metric"], told["part"])]
+    return rows(
+        ["contrast", "difference", "these hospitals", "a new hospital", "verdict", "images", "hospitals", "seeds"],
+        [
+            [
+                (f"**{name}**" if each in told["primary"] else name),
+                f"{each['difference']:+.4f}",
+                between(each["these_hospitals"]),
+                between(each["new_hospital"]),
+                each["verdict"] + (", not converged" if each["converged"] is False else ""),
+                f"{each['n_cases']}",
+                f"{each['n_sites']}",
+                f"{len(each['seeds'])}",
+            ]
+            for each in [*told["primary"], *itself, *others]
+            for name in [" - ".join(each["contrast"])]
+        ],
+    )
+
+
+def differences(files: Mapping[str, Path]) -> str:
+    """The primary contrasts hospital by hospital."""
+    told = json.loads(next(iter(files.values())).read_text())
+    sites = list(told["sites"])
+    return rows(
+        ["contrast", *(f"{site} ({told['sites'][site]['n_cases']})" for site in sites)],
+        [
+            [" - ".join(each["contrast"]), *(f"{each['sites'][site]['difference']:+.4f}" for site in sites)]
+            for each in told["primary"]
+        ],
+    )
+
+
+def secondary(files: Mapping[str, Path]) -> str:
+    """The primary contrasts in other outcomes, with the hull of both intervals, which are simultaneous."""
+    told = json.loads(next(iter(files.values())).read_text())
+    contrasts = [each["contrast"] for each in told["primary"]]
+    found = [each for each in told["further"] if each["contrast"] in contrasts]
+    return rows(
+        ["contrast", "score", "images of", "difference", "interval", "verdict", "images"],
+        [
+            [
+                " - ".join(each["contrast"]),
+                each["metric"],
+                PARTS[each["part"]],
+                f"{each['difference']:+.4f}",
+                between(each["interval"]),
+                each["verdict"],
+                f"{each['n_cases']}",
+            ]
+            for each in sorted(found, key=lambda each: contrasts.index(each["contrast"]))
+        ],
+    )
+
+
+def between(interval: Sequence[float | None] | None) -> str:
+    return "-" if interval is None or None in interval else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
 def records_of(files: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Simulated studies, a record per design, with what was not given at its default."""
     lines = [line for path in files.values() for line in path.read_text().splitlines()]
@@ -349,6 +412,9 @@ TABLES: dict[str, Callable[[Mapping[str, Path]], str]] = {
     "cells": cells,
     "trials": trials,
     "convergence": convergence,
+    "verdicts": verdicts,
+    "differences": differences,
+    "secondary": secondary,
     "precision": precision,
     "coverage": coverage,
     "chances": chances,
