@@ -197,6 +197,23 @@ def test_advice(tmp_path: Path) -> None:
             {"sizes": {"128": {"vanished": 101, "emptied": 0, "smallest": 1}}},
             "vanished lesions at 128 pixels is 101, of 100",
         ),
+        ({"lesion_free": 80}, r"small \(of images with lesions\) is 30, of 20"),
+        ({"tiny": 20, "mixed": 20}, r"tiny and mixed \(of small\) is 40, of 30"),
+        (
+            {"lesions": 99, "areas": [0] * 8 + [30] + [0] * 5 + [69] + [0] * 4},
+            r"images with lesions \(of lesions\) is 100",
+        ),
+        ({"small_lesions": 29}, r"small \(of small lesions\) is 30, of 29"),
+        ({"small_lesions": 31}, r"small_lesions \(of areas that may be small\) is 31, of 30"),
+        ({"difficulty_squares": 0.001}, "the least that difficulty_squares can be"),
+        ({"duplicates": 1}, "duplicates is 1, but an image is none of itself"),
+        ({"images": 10**400}, "images is more than 1,000,000,000"),
+        ({"sizes": {"128": {"vanished": 0, "emptied": 9, "smallest": 3}}}, r"\(of lesions that vanish\) is 9, of 0"),
+        ({"sizes": {"128": {"vanished": 0, "emptied": 0, "smallest": 0}}}, "the smallest lesion at 128 pixels has 0"),
+        (
+            {"sizes": {"128": {"vanished": 100, "emptied": 9, "smallest": 3}}},
+            "100 of 100 lesions vanish, and the smallest",
+        ),
         ({"sizes": {"128": {"vanished": 1}}}, "expected vanished, emptied and smallest"),
         ({"case": "A-0001"}, "unknown 'case'"),
     ],
@@ -214,6 +231,31 @@ def test_what_is_no_counts_is_refused(text: str, tmp_path: Path) -> None:
         read_counts(tmp_path / "counts.json")
     with pytest.raises(DataError, match="No such file"):
         read_counts(tmp_path / "none.json")
+
+
+def test_a_name_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    text = written(tmp_path / "counts.json", A=made(30)).read_text()
+    site = json.dumps(made(20))
+    (tmp_path / "counts.json").write_text(text.replace('"sites": {', f'"sites": {{"A": {site}, '))
+    with pytest.raises(DataError, match="'A' stands there twice"):
+        read_counts(tmp_path / "counts.json")
+
+
+def test_no_sum_tells_what_was_left_out(tmp_path: Path) -> None:
+    def hidden(**changes: Any) -> Any:
+        return suppressed(read_counts(written(tmp_path / "counts.json", A=made(20, **changes)))).sites["A"]
+
+    areas = [0] * 8 + [18, 2] + [0] * 4 + [79, 1] + [0] * 3
+    found = hidden(areas=areas)
+    assert found.small_lesions == 20
+    assert [place for place, count in enumerate(found.areas) if count is None] == [8, 9, 14, 15]
+    alone = hidden(areas=[0] * 8 + [20] + [0] * 5 + [79, 1] + [0] * 3)
+    assert [place for place, count in enumerate(alone.areas) if count is None] == [14, 15]
+    only = made(2, images=60, areas=[0] * 8 + [2] + [0] * 5 + [58] + [0] * 4)
+    one = suppressed(read_counts(written(tmp_path / "counts.json", A=only))).sites["A"]
+    assert (one.areas[8], one.areas[14], one.small_lesions, one.small, one.difficulty) == (None,) * 5
+    rest = made(2, images=60, lesion_free=57, lesions=3, tiny=2, small=2, areas=[0] * 8 + [2] + [0] * 5 + [1] + [0] * 4)
+    assert suppressed(read_counts(written(tmp_path / "counts.json", A=rest))).sites["A"].lesion_free is None
 
 
 def test_two_sites_of_one_name_and_other_settings_do_not_merge(tmp_path: Path) -> None:

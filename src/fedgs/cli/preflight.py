@@ -46,6 +46,8 @@ def preflight(
     if paths[0] == Path("merge"):
         if len(paths) < 2:
             raise ConfigError("merge needs the counts of at least one hospital, files that 'fedgs preflight' wrote")
+        if size or adapter or small_rule or small_fraction or base:
+            raise ConfigError("merge takes sizes and rules from the counts; leave --size, --adapter and rules out")
         found = merge([(path, read_counts(path)) for path in paths[1:]])
     elif len(paths) > 1:
         raise ConfigError("preflight takes one folder of images; to join counts: fedgs preflight merge A.json B.json")
@@ -67,6 +69,7 @@ def preflight(
     click.echo(advise(found).sentence)
     write_counts(suppressed(found) if suppress else found, out / "counts.json")
     click.echo(f"Counts: {out / 'counts.json'}")
+    (out / "vanished.csv").unlink(missing_ok=True)  # of an earlier call
     if found.vanished:
         click.echo(f"Lesions without a pixel at {found.size} pixels: {write_vanished(found, out / 'vanished.csv')}")
     click.echo(f"Sizes:  {write_picture(found, out / 'sizes.png')}")

@@ -101,8 +101,9 @@ def advise(preflight: Preflight) -> Advice:
             "none of the sizes looked at keeps enough of them" if larger is None else f"{larger} pixels keep enough"
         )
         because = (
-            f"at {preflight.size} pixels {vanished:.0f} of {small:.0f} small lesions have no pixel left, so nothing "
-            f"can be learnt from them; {at_larger}"
+            f"at {preflight.size} pixels {min(vanished, small):.0f} of {small:.0f} small lesions have no pixel left, "
+            f"so nothing can be learnt from them; {at_larger}. Steps will count {100 * (step - 1):.0f} % more "
+            "on average"
         )
     elif step - 1 < NO_CONSEQUENCE and shift < NO_CONSEQUENCE:
         verdict = "of no consequence"

@@ -99,7 +99,6 @@ class Preflight:
         rule: What counts as a small lesion.
         sites: By name.
         vanished: Lesions that have no pixel at `size`; known only where the images are.
-        oddities: What deserves a look, in sentences; likewise.
     """
 
     size: int
@@ -107,7 +106,6 @@ class Preflight:
     rule: SmallRule
     sites: Mapping[str, SiteCounts]
     vanished: Sequence[Vanished] = field(default=())
-    oddities: Sequence[str] = field(default=())
 
 
 def count(

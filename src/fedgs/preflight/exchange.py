@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedgs.data.lesions import SmallRule
+from fedgs.data.lesions import MASK_SIZE, SmallRule
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import write_json
 from fedgs.preflight.counts import AREA_BINS, AtSize, Preflight, SiteCounts
@@ -20,6 +20,7 @@ FORMAT = 1
 FEWEST = 5
 """Counts above 0 and below this are suppressed on request."""
 
+_MOST = 10**9
 _SUMS = ("difficulty", "difficulty_squares")
 _WITHIN = {  # what cannot be more than what
     "lesion_free": "images",
@@ -36,28 +37,55 @@ _WITHIN = {  # what cannot be more than what
 
 def suppressed(preflight: Preflight) -> Preflight:
     """Gives the counts with every one from 1 to 4 left out, and what could tell it."""
-    return replace(preflight, sites={name: _suppressed(site) for name, site in preflight.sites.items()}, vanished=())
+    return replace(
+        preflight,
+        sites={name: _suppressed(preflight.rule, site) for name, site in preflight.sites.items()},
+        vanished=(),
+    )
 
 
-def _suppressed(site: SiteCounts) -> SiteCounts:
+def _suppressed(rule: SmallRule, site: SiteCounts) -> SiteCounts:
     if site.images < FEWEST:
         raise ConfigError(f"the site has {site.images} images, and fewer than {FEWEST} cannot be hidden; leave it out")
-    plain = {name: _hidden(getattr(site, name)) for name in (*_WITHIN, "lesions")}
+    plain = {part: _hidden(getattr(site, part), getattr(site, whole)) for part, whole in _WITHIN.items()}
+    plain["lesions"] = _hidden(site.lesions)
+    surely, maybe = _small_bins(rule)
+    areas = [_hidden(count) for count in site.areas]
+    if not any(count != 0 for count in areas[surely:maybe]):  # else the sum over small lesions tells no bin
+        for segment in (range(maybe), range(maybe, AREA_BINS)):
+            if not _hide_what_sums_tell(areas, segment):
+                plain["small_lesions"] = None
+    _hide_what_sums_tell(areas, range(AREA_BINS))
     sums = {name: None if plain["small"] is None else getattr(site, name) for name in _SUMS}
-    sizes = {side: AtSize(_hidden(at.vanished), _hidden(at.emptied), at.smallest) for side, at in site.sizes.items()}
-    return replace(site, areas=_hidden_bins(site.areas), sizes=sizes, **plain, **sums)  # type: ignore[arg-type]
+    sizes = {
+        side: AtSize(_hidden(at.vanished, site.lesions), _hidden(at.emptied), at.smallest)
+        for side, at in site.sizes.items()
+    }
+    return replace(site, areas=areas, sizes=sizes, **plain, **sums)  # type: ignore[arg-type]
 
 
-def _hidden(count: int | None) -> int | None:
-    return None if count is not None and 0 < count < FEWEST else count
+def _hidden(count: int | None, of: int | None = None) -> int | None:
+    """Hides a count that is small, or what is left of the whole without it."""
+    rest = 0 if of is None or count is None else of - count
+    return None if count is not None and (0 < count < FEWEST or 0 < rest < FEWEST) else count
 
 
-def _hidden_bins(counts: Sequence[int | None]) -> list[int | None]:
-    """Hides small bins; where that is one alone, which the sum would tell, the smallest of the others as well."""
-    hidden = [_hidden(count) for count in counts]
-    if hidden.count(None) == 1 and (others := [count for count in hidden if count]):
-        hidden[hidden.index(min(others))] = None
-    return hidden
+def _hide_what_sums_tell(areas: list[int | None], segment: range) -> bool:
+    """Hides a second bin where one is hidden alone, which a sum would tell; False where there is no other to hide."""
+    inside = [areas[place] for place in segment]
+    if inside.count(None) != 1:
+        return True
+    others = [count for count in inside if count]
+    if others:
+        areas[segment[inside.index(min(others))]] = None
+    return bool(others)
+
+
+def _small_bins(rule: SmallRule) -> tuple[int, int]:
+    """Bins up to which all lesions are small, and up to which some may be."""
+    limit = int(rule.fraction * MASK_SIZE**2 * (1 + 1e-9))
+    surely = sum(2 ** (place + 1) - 1 <= limit for place in range(AREA_BINS))
+    return surely, sum(2**place <= limit for place in range(AREA_BINS))
 
 
 def write_counts(preflight: Preflight, path: Path) -> None:
@@ -87,7 +115,7 @@ def read_counts(path: Path) -> Preflight:
         DataError: It is missing, no JSON, does not follow the schema, or holds counts that cannot be.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         return _read(content)
     except (
         OSError,
@@ -124,11 +152,18 @@ def merge(several: Sequence[tuple[Path, Preflight]]) -> Preflight:
             if site in sites:
                 raise ConfigError(f"{path}: there is a site '{site}' already; give every hospital a name of its own")
             sites[site] = counts
-    return replace(first, sites=dict(sorted(sites.items())), vanished=(), oddities=())
+    return replace(first, sites=dict(sorted(sites.items())), vanished=())
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{repeated[0]}' stands there twice")
+    return dict(pairs)
 
 
 def _read(content: Mapping[str, Any]) -> Preflight:
@@ -141,11 +176,11 @@ def _read(content: Mapping[str, Any]) -> Preflight:
     size, batch_size = (_whole(name, content[name], least=1) for name in ("size", "batch_size"))
     if not content["sites"]:
         raise ValueError("there is no site")
-    sites = {str(name): _site(str(name), site, size) for name, site in sorted(content["sites"].items())}
+    sites = {str(name): _site(str(name), site, size, rule) for name, site in sorted(content["sites"].items())}
     return Preflight(size, batch_size, rule, sites)
 
 
-def _site(name: str, content: Mapping[str, Any], size: int) -> SiteCounts:
+def _site(name: str, content: Mapping[str, Any], size: int, rule: SmallRule) -> SiteCounts:
     names = {field.name for field in fields(SiteCounts)}
     if content.keys() != names:
         odd = sorted(content.keys() ^ names)
@@ -156,26 +191,68 @@ def _site(name: str, content: Mapping[str, Any], size: int) -> SiteCounts:
     sums = {key: _sum(f"site '{name}': {key}", content[key], plain["small"]) for key in _SUMS}
     sizes = {int(side): _at(f"site '{name}', {side} pixels", at) for side, at in content["sizes"].items()}
     site = SiteCounts(images=images, areas=areas, sizes=sizes, **plain, **sums)  # type: ignore[arg-type]
-    _require_possible(name, site, size)
+    _require_possible(name, site, size, rule)
     return site
 
 
-def _require_possible(name: str, site: SiteCounts, size: int) -> None:
+def _require_possible(name: str, site: SiteCounts, size: int, rule: SmallRule) -> None:
+    """Refuses what no images can have; whatever is suppressed is not compared."""
     if size not in site.sizes:
         raise ValueError(f"site '{name}': sizes lacks {size}, the size of the training images")
-    pairs = [(f"{part} (of {whole})", getattr(site, part), getattr(site, whole)) for part, whole in _WITHIN.items()]
-    for side, at in site.sizes.items():
-        pairs.append((f"vanished lesions at {side} pixels", at.vanished, site.lesions))
-        pairs.append((f"emptied images at {side} pixels", at.emptied, site.images))
-    pairs.append(("difficulty_squares, of numbers below 1,", site.difficulty_squares, site.difficulty))
-    for what, least, most in pairs:
-        if least is not None and most is not None and least > most:
-            raise ValueError(f"site '{name}': {what} is {least}, of {most}")
     if len(site.areas) != AREA_BINS:
         raise ValueError(f"site '{name}': areas has {len(site.areas)} bins, not {AREA_BINS}")
     counted = [area for area in site.areas if area is not None]
     if site.lesions is not None and len(counted) == AREA_BINS and sum(counted) != site.lesions:
         raise ValueError(f"site '{name}': areas add up to {sum(counted)}, not to its {site.lesions} lesions")
+    for what, least, most in _pairs(site, rule):
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"site '{name}': {what} is {least:g}, of {most:g}")
+    for what in ("duplicates", "near_duplicates"):
+        if getattr(site, what) == 1:
+            raise ValueError(f"site '{name}': {what} is 1, but an image is none of itself")
+    for side, at in site.sizes.items():
+        _require_smallest(f"site '{name}': ", side, at, site.lesions)
+
+
+def _require_smallest(where: str, side: int, at: AtSize, lesions: int | None) -> None:
+    if at.smallest is not None and not 1 <= at.smallest <= side**2:
+        raise ValueError(f"{where}the smallest lesion at {side} pixels has {at.smallest} of {side**2}")
+    if None not in (at.vanished, lesions) and (at.smallest is None) != (at.vanished == lesions):
+        raise ValueError(
+            f"{where}at {side} pixels {at.vanished} of {lesions} lesions vanish, and the smallest that is left has "
+            f"{at.smallest}"
+        )
+
+
+def _pairs(site: SiteCounts, rule: SmallRule) -> Iterator[tuple[str, float | None, float | None]]:
+    """What cannot be more than what."""
+    for part, whole in _WITHIN.items():
+        yield f"{part} (of {whole})", getattr(site, part), getattr(site, whole)
+    with_lesions = _less(site.images, site.lesion_free)
+    yield "images with lesions (of lesions)", with_lesions, site.lesions
+    yield "small (of images with lesions)", site.small, with_lesions
+    yield "small (of small lesions)", site.small, site.small_lesions
+    if site.tiny is not None and site.mixed is not None:
+        yield "tiny and mixed (of small)", site.tiny + site.mixed, site.small
+    if with_lesions == 0:
+        yield "lesions (of no image with one)", site.lesions, 0
+    surely, maybe = _small_bins(rule)
+    if None not in (small := site.areas[:maybe]):
+        yield "areas of small lesions (of small lesions)", sum(small[:surely]), site.small_lesions  # type: ignore[arg-type]
+        yield "small_lesions (of areas that may be small)", site.small_lesions, sum(small)  # type: ignore[arg-type]
+    for side, at in site.sizes.items():
+        yield f"vanished lesions at {side} pixels", at.vanished, site.lesions
+        yield f"emptied images at {side} pixels (of images with lesions)", at.emptied, with_lesions
+        yield f"emptied images at {side} pixels (of lesions that vanish)", at.emptied, at.vanished
+    if site.difficulty is not None and site.difficulty_squares is not None:
+        yield "difficulty_squares, of numbers below 1,", site.difficulty_squares, site.difficulty
+        if site.small:
+            least = site.difficulty**2 / site.small
+            yield "the least that difficulty_squares can be", least, site.difficulty_squares * (1 + 1e-9)
+
+
+def _less(whole: int | None, part: int | None) -> int | None:
+    return None if whole is None or part is None else whole - part
 
 
 def _at(where: str, content: Mapping[str, Any]) -> AtSize:
@@ -201,4 +278,6 @@ def _count(where: str, value: object) -> int | None:
 def _whole(where: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{where} must be a whole number of at least {least}, got {value!r}")
+    if value > _MOST:
+        raise ValueError(f"{where} is more than {_MOST:,}")
     return value

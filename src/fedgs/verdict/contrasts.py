@@ -71,8 +71,8 @@ class Contrast:
 def contrasts_of(observation: Observation, baseline: str | None = None) -> tuple[list[Contrast], list[Contrast]]:
     """Gives the primary contrasts, and the others.
 
-    With two arms there is one. With more, the primary ones are those that were declared; or, where a baseline is named,
-    every other arm less that; else FedGS less a matched step, for both ways to scale; else every arm less the baseline.
+    The primary ones are those that were declared; or, where a baseline is named, every other arm less that; else FedGS
+    less a matched step, for both ways to scale; else every arm less the baseline, so that with two arms there is one.
 
     Args:
         observation: The runs.
@@ -89,9 +89,7 @@ def contrasts_of(observation: Observation, baseline: str | None = None) -> tuple
     other = baseline or next((name for name in _BASELINES if name in arms), arms[0])
     against_one = [(arm, other) for arm in arms if arm != other]
     declared = observation.primary.contrasts if observation.primary else _CONTROLS[:2]
-    first = (
-        against_one if baseline or len(arms) == 2 else [pair for pair in declared if {*pair} <= {*arms}] or against_one
-    )
+    first = against_one if baseline else [pair for pair in declared if {*pair} <= {*arms}] or against_one
     further = [pair for pair in _CONTROLS if {*pair} <= {*arms}]
     further += [(arm, BASELINE) for arm in arms if BASELINE in arms and arm != BASELINE]
     made = {pair: paired_runs(observation, *pair) for pair in dict.fromkeys([*first, *further])}
@@ -123,10 +121,11 @@ def _contrast(arm: str, baseline: str, pairs: Sequence[tuple[Observed, Observed]
 
 
 def _with_groups(scores: pd.DataFrame) -> pd.DataFrame:
-    """Lets a case of which nothing is known be a group of its own."""
+    """Gives a case one group in all runs, and one of its own where nothing is known of it."""
     if not len(scores):
         return scores
-    return scores.assign(group=scores["group"].fillna(scores["site"].astype(str) + "/" + scores["case"].astype(str)))
+    known = scores.groupby(["site", "case"])["group"].transform("first")
+    return scores.assign(group=known.fillna(scores["site"].astype(str) + "/" + scores["case"].astype(str)))
 
 
 def against_itself(observation: Observation) -> Contrast | None:

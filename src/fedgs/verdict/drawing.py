@@ -45,20 +45,20 @@ class Bar:
     is_primary: bool
 
 
-def forest(bars: Sequence[Bar], what: str, *, better: str, effect: float) -> str:
+def forest(bars: Sequence[Bar], what: str, *, better: str, effect: float | None) -> str:
     """Differences with both intervals, a row each, the primary ones above a line.
 
     Args:
         bars: At least one.
         what: Name of the axis.
         better: Which way is better, ``"right"`` or ``"left"``.
-        effect: Distance from 0 that matters; two thin lines stand there.
+        effect: Distance from 0 that matters; two thin lines stand there, if any.
     """
     with styled():
         figure = Figure(figsize=(_WIDTH, 0.95 + 0.52 * len(bars)), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, lw=1.0)
-        for edge in (-effect, effect):
+        for edge in () if effect is None else (-effect, effect):
             axes.axvline(edge, color=QUIET, lw=0.8, linestyle=(0, (2, 2)))
         for row, bar in enumerate(bars):
             colour = SERIES[0] if bar.is_primary else QUIET
@@ -82,7 +82,7 @@ def forest(bars: Sequence[Bar], what: str, *, better: str, effect: float) -> str
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         low, high = axes.get_xlim()
-        reach = max(abs(low), abs(high), 1.2 * effect)
+        reach = max(abs(low), abs(high), 1.2 * (effect or 0))
         axes.set_xlim(-reach, reach)
         ways = ("worse", "better") if better == "right" else ("better", "worse")
         axes.set_xlabel(f"{what}\n\N{LEFTWARDS ARROW} {ways[0]}      {ways[1]} \N{RIGHTWARDS ARROW}")

@@ -83,7 +83,7 @@ class Components:
 
     Attributes:
         patient: Between the groups of cases of a hospital, of their means; with n groups it adds ``patient / n``.
-        run: Between runs that differ in their seed; with S seeds it adds ``run / S``. nan with one seed.
+        run: Between runs that differ in their seed; with S seeds it adds ``run / S``. nan where no block has two.
         site: Between hospitals, beyond what patients and runs explain. nan with one hospital.
     """
 
@@ -102,7 +102,7 @@ class Estimate:
         new: Interval for the mean over hospitals like these; None for fewer than four.
         site_differences: (sites,): the same per site.
         components: What it varies by.
-        seeds: Fewest seeds of a block; with 1, `these` knows nothing of how runs differ.
+        seeds: Fewest seeds of a block.
     """
 
     difference: float
@@ -123,7 +123,7 @@ class Estimate:
     @property
     def decides(self) -> bool:
         """Whether anything of it tells how runs differ; else arms that do not differ are told apart by their runs."""
-        return self.seeds > 1 or self.new is not None
+        return not math.isnan(self.components.run) or self.new is not None
 
 
 def paired(table: pd.DataFrame) -> Paired:
@@ -244,15 +244,16 @@ def _variance_of_cases(data: Paired, means: Array, site_means: Array) -> _Part:
 
 def _variance_of_runs(data: Paired) -> _Part:
     seeds = np.bincount(data.block)
-    if seeds.min() < 2:  # nothing is known of it, and nothing is added
+    several = np.flatnonzero(seeds > 1)
+    if not len(several):  # nothing is known of it, and nothing is added
         return _Part(0.0, 1.0, math.nan)
-    of_run = data.total.sum(axis=0) / data.weight.sum()
-    blocks = [of_run[data.block == block] for block in range(len(seeds))]
-    single = float(np.average([runs.var(ddof=1) for runs in blocks] / data.share**2, weights=data.share))
-    variance = float((data.share**2 / seeds).sum()) * single
+    of_run, share = data.total.sum(axis=0) / data.weight.sum(), data.share[several]
+    blocks = [of_run[data.block == block] for block in several]
+    single = float(np.average([runs.var(ddof=1) for runs in blocks] / share**2, weights=share))
+    variance = float((data.share**2 / seeds).sum()) * single  # blocks of one seed are taken to vary as others
     if (seeds == seeds[0]).all():
         variance = max(variance, float(np.sum(blocks, axis=0).var(ddof=1)) / int(seeds[0]))
-    return _Part(variance, freedom_of_runs(data.share, seeds), single)
+    return _Part(variance, freedom_of_runs(share / share.sum(), seeds[several]), single)
 
 
 def freedom_of_runs(share: Array, seeds: npt.NDArray[np.intp]) -> float:
@@ -271,7 +272,7 @@ def _components(data: Paired, site_means: Array, patient: float, run: float) -> 
     groups, seeds = np.bincount(data.site), np.bincount(data.block)
     explained = float((patient / groups).mean())
     if data.runs_are_apart and not math.isnan(run):
-        explained += float((run / seeds).mean())
+        explained += float((run / seeds).mean()) * len(data.sites) / len(seeds)  # a hospital may have several folds
     return Components(patient, run, max(0.0, float(site_means.var(ddof=1)) - explained))
 
 

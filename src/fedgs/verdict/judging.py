@@ -110,8 +110,9 @@ class Comparison:
         further: Everything else, with simultaneous intervals.
         itself: The baseline less itself with other seeds, in the primary outcome; None where there are no such runs.
         needed: What a study would need, for each primary contrast.
-        obstacles: Why contrasts should not be compared, where that was asked for anyway.
-        declared: Whether the primary outcome was fixed before the runs.
+        obstacles: Why primary contrasts should not be compared, where that was asked for anyway.
+        unlike: Why further ones were not.
+        declared: Whether primary outcome and contrasts were fixed before the runs.
     """
 
     observation: Observation
@@ -122,6 +123,7 @@ class Comparison:
     itself: Judged | None
     needed: Sequence[Needed]
     obstacles: Mapping[str, Sequence[str]]
+    unlike: Mapping[str, Sequence[str]]
     declared: bool
 
 
@@ -147,13 +149,16 @@ def compare(
         DataError: Runs did not score the same cases, or no case counts in the primary outcome.
     """
     primary, others = contrasts_of(observation, baseline)
-    obstacles = settled([*primary, *others], anyway)
+    obstacles = settled(primary, anyway)
+    unlike = {label: reasons for each in others for label, reasons in settled([each], True).items()}
+    others = [each for each in others if f"{each.arm} - {each.baseline}" not in unlike]
     name = metric or (observation.primary.outcome if observation.primary else PRIMARY)
     if name not in OUTCOMES:
         raise unknown_choice("metric", name, OUTCOMES)
     out = any(run.unseen_site for each in primary for run, _ in each.pairs)
     part, margin = ("test_out" if out else "test_in"), observation.primary.margin if observation.primary else MARGIN
-    level, itself = 1 - ERROR / len(primary), against_itself(observation)
+    count = len(primary) if baseline or not observation.primary else len(observation.primary.contrasts)
+    level, itself = 1 - ERROR / max(count, len(primary)), against_itself(observation)
     large = [_judged(contrast, OUTCOMES[MARGIN_OUTCOME], part, level) for contrast in primary]
     decided = [
         _with_margin(_judged(contrast, OUTCOMES[name], part, level), beside, margin)
@@ -176,8 +181,16 @@ def compare(
         itself=_judged(itself, OUTCOMES[name], part, level) if itself else None,
         needed=[needed(judged.data, judged.estimate.components, level) for judged in found],
         obstacles=obstacles,
-        declared=observation.primary is not None and name == observation.primary.outcome,
+        unlike=unlike,
+        declared=observation.primary is not None
+        and name == observation.primary.outcome
+        and _are_declared(observation, primary),
     )
+
+
+def _are_declared(observation: Observation, primary: Sequence[Contrast]) -> bool:
+    declared = observation.primary.contrasts if observation.primary else ()
+    return all((each.arm, each.baseline) in declared for each in primary)
 
 
 def verdict_of(interval: Interval, outcome: Outcome) -> Verdict:
@@ -225,8 +238,9 @@ def needed(data: Paired, components: Components, level: float, effect: float = E
 
 def _shown(data: Paired, components: Components, level: float, sites: int, patients: float, effect: float) -> bool:
     """Whether so many hospitals, with so many patients each, would show an effect with a chance of `POWER`."""
-    seeds = int(np.bincount(data.block).min())
-    blocks = sites if data.runs_are_apart else 1
+    seeds = 1 if math.isnan(components.run) else int(np.bincount(data.block).max())
+    every = int(data.block.max()) + 1
+    blocks = max(1, round(sites * every / len(data.sites))) if data.runs_are_apart else every
     of_patients = components.patient / patients / sites
     of_runs, freedom = 0.0, 1.0
     if seeds > 1:

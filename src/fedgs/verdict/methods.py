@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fedgs
-from fedgs.verdict.judging import PARTS, Comparison
+from fedgs.verdict.judging import PARTS, Comparison, Judged
 from fedgs.verdict.observed import Observed
 from fedgs.verdict.telling import label_of, name_of, sentence
 
@@ -57,21 +58,36 @@ def paragraph(comparison: Comparison) -> str:
         f"We compared {arms} (by their names in the software: {'; '.join(map(label_of, contrasts))}).",
         _design(first.part, first.contrast.unseen_sites, first.data.sites, first.contrast.seeds, first.contrast.folds),
         _training(shared, runs),
-        f"The primary outcome was {first.outcome.title}, over {first.outcome.over} of the {PARTS[first.part]} part "
-        f"(n = {first.data.cases})"
-        + (", and was declared before the runs." if comparison.declared else "; it was not declared before the runs."),
-        "Each image was averaged over the runs that scored it, then images were averaged.",
-        "For these hospitals, patients within hospitals and seeds within runs were resampled independently (crossed), "
-        "with the n/(n-1) correction and Student's quantiles; for a new hospital, a t interval was taken on the "
-        "hospitals' means"
-        + (", which are too few for it here." if first.estimate.new is None else ".")
-        + " The least interval that holds both decided.",
+        *(f"{name} differ in {'; '.join(apart)} all the same." for name, apart in comparison.obstacles.items()),
+        f"The primary outcome was {first.outcome.title} on {_count(first.data.cases, 'image')} of the "
+        f"{PARTS[first.part]} part"
+        + (
+            ", declared before the runs."
+            if comparison.declared
+            else "; outcome and contrasts were not declared before."
+        ),
+        "Each image was averaged over the runs that scored it, then over images"
+        + ("." if first.outcome.name.startswith("dice") else f", weighted by {first.outcome.over}."),
+        _intervals(first),
         _levels(comparison),
     ]
     text += [sentence(comparison, number) for number in range(len(comparison.primary))]
     versions = sorted({str(run.machine.get("torch")) for run in runs})
     text.append(f"Computed with fedgs {fedgs.__version__} and PyTorch {', '.join(versions)}.")
     return " ".join(text)
+
+
+def _intervals(first: Judged) -> str:
+    has_runs = not math.isnan(first.estimate.components.run)
+    drawn = "patients within hospitals and seeds within runs" if has_runs else "patients within hospitals"
+    crossed = "independently (crossed), " if has_runs else ""
+    text = (
+        f"For these hospitals, {drawn} were resampled {crossed}with the n/(n-1) correction and Student's quantiles"
+        + ("" if has_runs else "; with one seed nothing is known of how runs differ")
+    )
+    if first.estimate.new is None:
+        return f"{text}. There are too few hospitals for an interval for a new one."
+    return f"{text}; for a new one, a t interval was taken on the hospitals' means. The least that holds both decided."
 
 
 def _design(
@@ -98,8 +114,9 @@ def _training(shared: Mapping[str, Any], runs: Sequence[Observed]) -> str:
     if shared.get("lr") is not None:
         first, last = (shared["lr"] * shared.get(end, 1.0) for end in ("lr_first", "lr_last"))
         told.append(f"learning rate {first:g}" + ("" if first == last else f" falling to {last:g}"))
-    start = "from weights that both arms shared" if all(run.start for run in runs) else "from random weights"
-    return f"{', '.join([*told, start])}; both arms saw the same batches."
+    starts = {run.start for run in runs if run.start}
+    start = "from weights trained before, shared by the arms" if starts else "from random weights"
+    return f"{', '.join([*told, start])}; runs of one hospital, fold and seed drew the same batches."
 
 
 def _levels(comparison: Comparison) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from fedgs.errors import ConfigError, DataError, understood
 from fedgs.metrics.table import read_scores
+from fedgs.report.provenance import without_paths
 from fedgs.report.reading import read_run
 from fedgs.study.folder import Result, StudyFolder
 from fedgs.study.plan import Cell, Plan, Primary
@@ -139,7 +139,7 @@ def _of_study(path: Path) -> Observation:
             arm = cell.arm + (SCRATCH if has_trunks and cell.trunk is None else "")
             runs.append(_of_cell(cell, result, arm, {"True": True, "False": False}.get(row["converged"])))
         elif row["state"] == "failed":
-            failed[cell.path] = str(row["reason"])
+            failed[cell.path] = without_paths(str(row["reason"]))
         else:
             missing.append(cell.path)
     if not runs:
@@ -209,10 +209,20 @@ def _named(runs: Iterable[Observed]) -> list[Observed]:
     """Tells runs of one algorithm apart, by the settings in which they differ or else by their folders."""
     read = list(runs)
     named = [replace(run, arm=label) for run, label in zip(read, _labels(read), strict=True)]
-    for one, other in combinations(named, 2):
-        if (one.arm, one.block, one.seed) == (other.arm, other.block, other.seed):
-            return [replace(run, arm=f"{run.arm} ({run.path.resolve().name})") for run in named]
-    return named
+    if not _clash(named):
+        return named
+    paths = [run.path.resolve() for run in named]
+    longer = (["/".join(path.parts[-count:]) for path in paths] for count in range(2, 99))
+    for names in ([path.name for path in paths], [path.parent.name for path in paths], *longer):
+        told = [replace(run, arm=f"{run.arm} ({name})") for run, name in zip(named, names, strict=True)]
+        if not _clash(told):
+            break
+    return told
+
+
+def _clash(runs: Sequence[Observed]) -> bool:
+    """Whether two runs of one name share hospital, fold and seed, so that they cannot be one arm."""
+    return len({(run.arm, run.block, run.seed) for run in runs}) < len(runs)
 
 
 _OF_THE_GRID = frozenset({"algorithm", "seed", "fold", "unseen_site"})
@@ -227,10 +237,13 @@ def settings_apart(runs: Sequence[Observed]) -> dict[str, list[Any]]:
 
 
 def _labels(runs: Sequence[Observed]) -> list[str]:
+    """Names of algorithms, with settings where runs of one algorithm are several arms."""
     labels = []
     for run in runs:
         alike = [other for other in runs if other.arm == run.arm]
-        own = [f"{name}={run.settings[name]}" for name in settings_apart(alike) if name in run.settings]
+        beside = [[other for other in alike if (other.block, other.seed) == (one.block, one.seed)] for one in alike]
+        names = sorted({name for together in beside for name in settings_apart(together)})
+        own = [f"{name}={run.settings[name]}" for name in names if name in run.settings]
         labels.append(", ".join([run.arm, *own]))
     return labels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedgs.metrics.catalogue import METRICS, Column
+from fedgs.metrics.catalogue import METRICS, Column, Metric
 from fedgs.metrics.table import DETAILS, require_sound
 
 __all__ = ["as_numbers", "MARGIN_OUTCOME", "OUTCOMES", "PRIMARY", "SHOWN", "Outcome"]
@@ -75,6 +75,11 @@ def _dice(name: str, title: str, over: str, counts: Column) -> Outcome:
     return Outcome(name, title, over, lambda t: t["dice"].where(counts(t)), lambda t: counts(t).astype(float))
 
 
+def _title(metric: Metric) -> str:
+    """Scores of lesions have one name for each overlap that counts as found."""
+    return f"{metric.title} ({metric.group.partition(', ')[2]})" if metric.group.startswith("Lesions") else metric.title
+
+
 def _all() -> Mapping[str, Outcome]:
     strata = [
         _dice("dice_t", "Dice-T", "images whose lesions are small even together", lambda t: t["is_tiny"]),
@@ -84,7 +89,7 @@ def _all() -> Mapping[str, Outcome]:
         _dice("dice", "Dice", "images", lambda t: t["lesion_area"] >= 0),
     ]
     others = [
-        Outcome(each.name, each.title, each.over, each.part, each.whole, each.better == "higher", each.unit)
+        Outcome(each.name, _title(each), each.over, each.part, each.whole, each.better == "higher", each.unit)
         for each in METRICS
         if each.paired
     ]

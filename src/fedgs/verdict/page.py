@@ -14,7 +14,6 @@ from fedgs.data.index import Index
 from fedgs.report.provenance import without_paths
 from fedgs.report.records import Mean
 from fedgs.report.rendering import CREDITS, file_uri, rendered
-from fedgs.study.plan import BASELINE
 from fedgs.tables import as_csv
 from fedgs.verdict import drawing, methods, summaries
 from fedgs.verdict.exhibits import exhibits
@@ -62,8 +61,7 @@ def page(comparison: Comparison, *, index: Index | None = None) -> str:
 
 def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
     first, observation = comparison.primary[0], comparison.observation
-    arms = _arms(comparison)
-    groups = summaries.groups_of_arms(observation, [each for each in arms if each != BASELINE] or arms)
+    groups = summaries.groups_of_arms(observation, [first.contrast.arm, first.contrast.baseline])
     parts = [first.part, *(part for part in PARTS if part != first.part)]
     shown = list(dict.fromkeys([first.outcome.name, *SHOWN[:2], *summaries.STRATA]))
     scores = summaries.scores_by_arm(groups, parts, shown)
@@ -113,12 +111,6 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
         "span": _span,
         "mean": Mean,
     }
-
-
-def _arms(comparison: Comparison) -> list[str]:
-    """Names the arms of the primary contrasts and the baseline, the one that is claimed to be better first."""
-    names = [name for each in comparison.primary for name in (each.contrast.arm, each.contrast.baseline)]
-    return list(dict.fromkeys([*names, *(name for name in (BASELINE,) if name in comparison.observation.arms)]))
 
 
 def _verdict(comparison: Comparison, number: int) -> dict[str, Any]:
@@ -207,7 +199,7 @@ def _charts(
             bars,
             f"change of {first.outcome.title}, {PARTS[first.part]}",
             better="right" if first.outcome.higher_is_better else "left",
-            effect=EFFECT,
+            effect=EFFECT if first.outcome.unit in ("", "%") else None,
         ),
         "heat": drawing.heat_map(heat, sites),
         "sizes": drawing.size_chart(bins, arms) if len(bins) else None,

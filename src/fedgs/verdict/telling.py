@@ -10,7 +10,8 @@ import fedgs
 from fedgs.report.comparison import nearly_matched
 from fedgs.verdict.contrasts import Contrast, other_causes
 from fedgs.verdict.intervals import Interval
-from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_on
+from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of, verdict_on
+from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import Outcome
 
 __all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "signed"]
@@ -49,16 +50,18 @@ def sentence(comparison: Comparison, number: int = 0) -> str:
     judged, needed = comparison.primary[number], comparison.needed[number]
     sites = len(judged.data.sites)
     hospitals = "1 hospital" if sites == 1 else f"{sites} hospitals"
-    where = f"On {hospitals} left out {'' if sites == 1 else 'once each'}".rstrip()
+    turns = "once each" if len(judged.contrast.folds) == 1 else "in turn"
+    where = f"On {hospitals} left out {'' if sites == 1 else turns}".rstrip()
     where = where if judged.part == "test_out" else f"On held-out images of {hospitals}"
     count = len(comparison.primary)
     level = "95 % interval" + ("" if count == 1 else f", {100 * judged.level:.1f} % for each of {count} contrasts,")
-    seeds = len(judged.contrast.seeds)
+    most, fewest = len(judged.contrast.seeds), judged.estimate.seeds
+    seeds = f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
     return (
         f"{where}, {name_of(judged.contrast.arm)} changes {judged.outcome.title} by "
         f"{signed(judged.estimate.difference, judged.outcome)} against {name_of(judged.contrast.baseline)} "
-        f"({level} {_span(judged.estimate.interval, judged.outcome)}; {seeds} seed{'' if seeds == 1 else 's'}, "
-        f"{judged.data.cases} images): {judged.verdict}{_scope(judged)}; {_need(judged, needed)}."
+        f"({level} {_span(judged.estimate.interval, judged.outcome)}; {seeds}, "
+        f"{judged.data.cases} images): {judged.verdict}{_scope(comparison, judged)}; {_need(judged, needed)}."
     )
 
 
@@ -77,6 +80,17 @@ def plainly(comparison: Comparison, number: int = 0) -> str:
         return f"{ours} and {theirs} did not differ in any of these {over}."
     if math.isnan(interval.low):
         return f"There are too few {over} to say how sure the change of {title} is."
+    if judged.verdict == "undecided" and (seen := verdict_of(interval, judged.outcome)) != "undecided":
+        way = "better" if seen == "helps" else "worse"
+        why = (
+            f"large lesions may have lost more than {comparison.margin:g} by it"
+            if judged.estimate.decides
+            else "one run per arm in so few hospitals cannot tell an algorithm from a run"
+        )
+        return (
+            f"On these {over}, {ours} does {way} than {theirs} (a change of {title} {between}), but that decides "
+            f"nothing, since {why}."
+        )
     if judged.verdict == "undecided":
         return (
             f"Whether {ours} does better or worse than {theirs} on {over} cannot be told from these runs: the true "
@@ -93,6 +107,7 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     told = [
         f"{name} should not be compared, and was on request: the runs differ in {'; '.join(reasons)}."
         for name, reasons in comparison.obstacles.items()
+        if name == f"{contrast.arm} - {contrast.baseline}"
     ]
     if causes := other_causes(contrast):
         told.append(f"The difference cannot be attributed to scaling alone: so do {', '.join(causes)} differ.")
@@ -102,8 +117,10 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
         + _of_training(judged)
         + _of_margin(judged, comparison.large[number], comparison.margin)
     )
-    if judged.estimate.seeds == 1:
+    if math.isnan(judged.estimate.components.run):
         told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
+    elif judged.estimate.seeds == 1:
+        told.append("Some hospitals have one seed only; their runs are taken to differ as those of the others do.")
     if not judged.estimate.decides:
         told.append("One seed and fewer than four hospitals decide nothing: another run may differ by as much.")
     if math.isnan(judged.estimate.these.low):
@@ -112,10 +129,17 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
         told.append("What decides was not declared before these runs.")
     if apart := [arm for arm in (contrast.arm, contrast.baseline) if arm in observation.untuned]:
         told.append(f"Not tuned: {', '.join(apart)}.")
+    if alone := _unpaired(observation, contrast):
+        told.append(f"Not in it, since only one of the two arms has runs there: {'; '.join(alone)}.")
     if lost := len(observation.missing) + len(observation.failed):
         failed = f", {len(observation.failed)} of them failed" if observation.failed else ""
         told.append(f"{lost} cells of the plan are not there{failed}.")
     return told
+
+
+def _unpaired(observation: Observation, contrast: Contrast) -> list[str]:
+    paired = {run.block for run, _ in contrast.pairs}
+    return sorted({run.block for arm in (contrast.arm, contrast.baseline) for run in observation.of(arm)} - paired)
 
 
 def _of_mechanism(contrast: Contrast) -> list[str]:
@@ -151,9 +175,16 @@ def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]
     return []
 
 
-def _scope(judged: Judged) -> str:
-    only = ", for these hospitals only" if judged.estimate.new is None else ""
-    return (", not converged" if judged.converged is False else "") + only
+def _scope(comparison: Comparison, judged: Judged) -> str:
+    """What must stand beside the word itself."""
+    contrast = judged.contrast
+    said = {
+        "not converged": judged.converged is False,
+        "of runs that should not be compared": f"{contrast.arm} - {contrast.baseline}" in comparison.obstacles,
+        "not attributable to scaling alone": bool(other_causes(contrast)),
+        "for these hospitals only": judged.estimate.new is None,
+    }
+    return "".join(f", {text}" for text, holds in said.items() if holds)
 
 
 def _need(judged: Judged, needed: Needed) -> str:
@@ -226,6 +257,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "further": [_told(judged) for judged in comparison.further],
         "itself": None if comparison.itself is None else _told(comparison.itself),
+        "unlike": {name: list(reasons) for name, reasons in comparison.unlike.items()},
         "obstacles": {name: list(reasons) for name, reasons in comparison.obstacles.items()},
         "missing": list(comparison.observation.missing),
         "failed": dict(comparison.observation.failed),

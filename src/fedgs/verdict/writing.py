@@ -50,6 +50,8 @@ def write_comparison(
         (out / "comparison.json").unlink(missing_ok=True)
         write_atomically(out / "index.html", text)
         written.append(out / "index.html")
+    else:
+        (out / "index.html").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", content)
     for left in out.glob(f"*{TEMPORARY_SUFFIX}"):  # by a process that was killed
