@@ -254,7 +254,7 @@ def test_no_sum_tells_what_was_left_out(tmp_path: Path) -> None:
     only = made(2, images=60, areas=[0] * 8 + [2] + [0] * 5 + [58] + [0] * 4)
     one = suppressed(read_counts(written(tmp_path / "counts.json", A=only))).sites["A"]
     assert (one.areas[8], one.areas[14], one.small_lesions, one.small, one.difficulty) == (None,) * 5
-    rest = made(2, images=60, lesion_free=57, lesions=3, tiny=2, small=2, areas=[0] * 8 + [2] + [0] * 5 + [1] + [0] * 4)
+    rest = made(2, images=60, lesion_free=57, lesions=3, tiny=2, areas=[0] * 8 + [2] + [0] * 5 + [1] + [0] * 4)
     assert suppressed(read_counts(written(tmp_path / "counts.json", A=rest))).sites["A"].lesion_free is None
 
 

@@ -77,6 +77,22 @@ def test_a_run_beside_a_copy_of_itself_is_undecided(runs: Path, tmp_path: Path) 
     assert told["contrast"] == ["fedgs (copy)", "fedgs (fedgs-C5)"]
 
 
+def test_folders_of_one_name_are_told_apart_by_where_they_are(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "fedgs-C5", tmp_path / "other" / "fedgs-C5")
+    found = observe([runs / "fedgs-C5", tmp_path / "other" / "fedgs-C5"])
+    assert found.arms == [f"fedgs ({runs.name})", "fedgs (other)"]
+
+
+def test_settings_that_differ_by_hospital_make_no_arm_of_their_own(runs: Path, tmp_path: Path) -> None:
+    paths = []
+    for name in ("fedgs-C4", "fedgs-C5", "fedavg-published-C4", "fedavg-published-C5"):
+        paths.append(shutil.copytree(runs / name, tmp_path / name))
+        if name.endswith("C5"):
+            config = (paths[-1] / "config.toml").read_text()
+            (paths[-1] / "config.toml").write_text(config.replace("lr = 0.0001", "lr = 0.001"))
+    assert observe(paths).arms == ["fedgs", "fedavg-published"]
+
+
 def test_what_cannot_be_compared_is_refused(runs: Path, tmp_path: Path) -> None:
     one = runs / "fedgs-C5"
     with pytest.raises(ConfigError, match="needs two runs or the folder of a study"):

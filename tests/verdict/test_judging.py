@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from fedgs.errors import ConfigError, DataError
+from fedgs.study.plan import Primary
 from fedgs.verdict.intervals import Interval
 from fedgs.verdict.judging import Needed, compare, verdict_of
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import OUTCOMES, as_numbers
-from fedgs.verdict.telling import as_json, remarks, sentence
+from fedgs.verdict.telling import as_json, plainly, remarks, sentence
 from observed_runs import PRIMARY, SITES, observed, study
 
 ARMS = {"fedavg-published": 0.0, "matched-site": 0.0, "fedgs": 0.0, "fedgs-gradient": 0.0}
@@ -315,3 +316,76 @@ def test_an_arm_that_hardly_turns_the_updates_is_called_a_matched_step_before_al
     assert turned(0.9951)[0].startswith("FedGS is nearly a matched step in these runs: the cosine of the updates")
     assert "is 0.9951 on average, 0.9951 at the lowest" in turned(0.9951)[0]
     assert "matched step" not in " ".join(turned(0.9899) + turned(1.0))
+
+
+def test_further_contrasts_that_differ_in_more_than_the_algorithm_are_left_out_and_named() -> None:
+    own = study(ARMS, sites=("C1", "C2"))
+    other = [observed("fedbn", site, seed, settings={"model": "other"}) for site in ("C1", "C2") for seed in (0, 1)]
+    found = compare(replace(own, runs=[*own.runs, *other]))
+    assert found.obstacles == {}
+    assert list(found.unlike) == ["fedbn - fedavg-published"]
+    assert "fedbn" not in {each.contrast.arm for each in found.further}
+    assert "should not be compared" not in " ".join([sentence(found), *remarks(found)])
+
+
+def test_a_declared_contrast_keeps_its_direction_with_two_arms_alone() -> None:
+    primary = Primary("dice_t", (("matched-site", "fedavg-published"),), 0.01)
+    found = compare(study({"fedavg-published": 0.0, "matched-site": 0.1}, primary=primary))
+    assert (found.primary[0].contrast.arm, found.primary[0].verdict, found.declared) == ("matched-site", "helps", True)
+
+
+def test_a_baseline_of_ones_own_was_not_declared() -> None:
+    found = compare(study(ARMS, sites=("C1", "C2")), baseline="fedavg-published")
+    assert not found.declared
+    assert "What decides was not declared before these runs." in remarks(found)
+
+
+def test_contrasts_that_are_declared_and_have_no_runs_yet_share_the_error_all_the_same() -> None:
+    arms = {name: gain for name, gain in ARMS.items() if name != "fedgs-gradient"}
+    assert compare(study(arms, sites=("C1", "C2"))).primary[0].level == 0.975
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"large": -0.02}, "does better than a matched step"),
+        ({"large": 0.0, "seeds": (0,), "sites": ("C1", "C2")}, "since one run per arm in so few hospitals cannot tell"),
+    ],
+)
+def test_plain_words_do_not_contradict_their_own_numbers(options: dict, said: str) -> None:
+    large = options.pop("large")
+    found = compare(without(study(ARMS, **options), "fedgs", gain=0.1, large=large))
+    assert found.primary[0].estimate.interval.low > 0
+    assert found.primary[0].verdict == "undecided"
+    assert said in plainly(found)
+    assert "cannot be told" not in plainly(found)
+
+
+def test_hospitals_with_one_seed_borrow_the_variance_of_runs_from_others() -> None:
+    runs = [run for run in study(ARMS).runs if (run.unseen_site, run.seed) != ("C5", 1)]
+    found = compare(Observation("Half", runs, PRIMARY))
+    assert found.primary[0].estimate.components.run > 0
+    assert found.primary[0].estimate.decides
+    assert "; 1 to 2 seeds, " in sentence(found)
+    assert "Some hospitals have one seed only" in " ".join(remarks(found))
+
+
+def test_hospitals_that_one_arm_lacks_are_named() -> None:
+    runs = [run for run in study(ARMS).runs if (run.arm, run.unseen_site) != ("matched-site", "C5")]
+    assert "only one of the two arms has runs there: without C5, fold 0." in " ".join(
+        remarks(compare(Observation("Fewer", runs, PRIMARY)))
+    )
+
+
+def test_scores_of_lesions_are_told_apart_by_the_overlap_that_counts() -> None:
+    titles = [outcome.title for outcome in OUTCOMES.values()]
+    assert len(titles) == len(set(titles))
+    assert "Sensitivity, small lesions (IoU above 0.1)" in titles
+
+
+def test_a_case_has_one_group_in_all_runs() -> None:
+    runs = study(ARMS, sites=("C1", "C2"))
+    old = [replace(run, scores=run.scores.assign(group=None)) if run.seed else run for run in runs.runs]
+    found, whole = compare(replace(runs, runs=old)).primary[0], compare(runs).primary[0]
+    assert found.estimate.difference == pytest.approx(whole.estimate.difference)
+    assert found.data.weight.tolist() == whole.data.weight.tolist()

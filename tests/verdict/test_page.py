@@ -150,6 +150,19 @@ def test_arms_with_other_runs_stand_apart() -> None:
     )
 
 
+def test_the_scores_are_of_the_runs_that_the_first_verdict_counts() -> None:
+    observation = study(ARMS, sites=("C1", "C2", "C3"))
+    fewer = [run for run in observation.runs if (run.arm, run.unseen_site) != ("fedgs-gradient", "C3")]
+    found = compare(replace(observation, runs=fewer))
+    groups = groups_of_arms(found.observation, ["fedgs", "matched-site"])
+    assert [list(group.arms) for group in groups] == [
+        ["fedgs", "matched-site", "fedavg-published"],
+        ["fedgs", "matched-site", "fedgs-gradient"],
+    ]
+    first = downloads(page(found))["scores.csv"].query("part == 'test_out' and outcome == 'dice_t' and arm == 'fedgs'")
+    assert first["n_cases"].iloc[0] == found.primary[0].data.cases
+
+
 def test_mechanism_and_curves_are_means_over_rounds_and_seeds(comparison: Comparison) -> None:
     runs = comparison.observation.runs
     row = mechanism(runs).query("arm == 'fedgs' and site == 'C1'").iloc[0]
@@ -269,7 +282,12 @@ def test_the_paragraph_names_what_was_done() -> None:
     assert "2 seeds (0, 1)" in told
     assert "The network was unet at 128 x 128 pixels, trained for 30 rounds, batches of 4" in told
     assert "learning rate 0.001, from random weights" in told
-    assert "(n = 56), and was declared before the runs" in told
+    assert "was Dice-T on 56 images of the out-test part, declared before the runs." in told
+    assert "patients within hospitals and seeds within runs were resampled independently (crossed)" in told
+    assert "a t interval was taken on the hospitals' means" in told
+    few = paragraph(compare(study(ARMS, seeds=(0,), sites=("C1", "C2")), baseline="matched-site", metric="hd95_missed"))
+    assert "; outcome and contrasts were not declared before." in few
+    assert "with one seed nothing is known of how runs differ. There are too few hospitals" in few
     assert "The 2 primary contrasts share an error of 5 % (each interval is one of 97.5 %)" in told
     falling = study(ARMS)
     falling = replace(
@@ -279,4 +297,6 @@ def test_the_paragraph_names_what_was_done() -> None:
             for run in falling.runs
         ],
     )
-    assert "learning rate 0.001 falling to 0.0001, from weights that both arms shared" in paragraph(compare(falling))
+    assert "learning rate 0.001 falling to 0.0001, from weights trained before, shared by the arms" in paragraph(
+        compare(falling)
+    )
