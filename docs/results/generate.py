@@ -174,13 +174,16 @@ def crossed(runs: Mapping[str, Path]) -> str:
 
 def cells(groups: Mapping[str, Path]) -> str:
     """Of groups of cells of a study, a row per arm: means on test images after the last round."""
-    body = []
+    body: list[list[str]] = []
+    several = len(groups) > 1
     for group in groups.values():
+        out = [group.name.removeprefix("without-").partition("-")[0]] if several else []
         for path in sorted(group.iterdir(), key=lambda path: ARMS.index(path.name) if path.name in ARMS else len(ARMS)):
             summary = summary_of(path)
             for part in ("test_out", "test_in"):
-                body.append([path.name, PARTS[part], *strata(summary[part])])
-    return rows(["arm", "images", *STRATA.values()], sorted(body, key=lambda row: [*PARTS.values()].index(row[1])))
+                body.append([*out, path.name, PARTS[part], *strata(summary[part])])
+    head = [*(["left out"] if several else []), "arm", "images", *STRATA.values()]
+    return rows(head, sorted(body, key=lambda row: [*PARTS.values()].index(row[head.index("images")])))
 
 
 def trials(groups: Mapping[str, Path]) -> str:
