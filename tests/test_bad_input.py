@@ -353,7 +353,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "compare, demo, evaluate, explain, export-table, import-checkpoint, index, phantom, preflight, report, study",
+            "compare, demo, evaluate, explain, export-table, import-checkpoint, index, phantom, preflight, report",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),
