@@ -6,11 +6,14 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # whatever imports it first
 torch.set_num_threads(1)  # the tests' tensors are tiny; waking a second thread costs more than it brings
+hypothesis.settings.register_profile("fedgs", deadline=None)  # timings are never asserted
+hypothesis.settings.load_profile("fedgs")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MISSING_GPU = "no GPU"

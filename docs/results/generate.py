@@ -281,7 +281,7 @@ def secondary(files: Mapping[str, Path]) -> str:
                 f"{each['difference']:+.4f}",
                 between(each["interval"]),
                 each["verdict"],
-                f"{each['n_cases']}",
+                f"{each['n_cases']}" + (f", {each['n_mixed']} with a large one" if each.get("n_mixed") else ""),
             ]
             for each in sorted(found, key=lambda each: contrasts.index(each["contrast"]))
         ],

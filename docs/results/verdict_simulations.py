@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from fedgs.verdict.simulation import Design, Spread, simulate
@@ -73,12 +74,18 @@ def _coverage() -> Iterator[Wanted]:
 
 
 def spread_of(outcome: str) -> list[Spread]:
-    """Deviations as the first contrast of the study on PolypGen shows them; none before there is a comparison."""
+    """Deviations as the first contrast of the study on PolypGen shows them; none before there is a comparison.
+
+    While no hospital has two seeds of these arms, runs are taken to differ as the baseline does from itself.
+    """
     if not COMPARISON.is_file():
         return []
-    first = json.loads(COMPARISON.read_text())["primary"][0]
+    comparison = json.loads(COMPARISON.read_text())
+    first, itself = comparison["primary"][0], comparison["itself"]
     told = first if outcome == first["metric"] else first[outcome]
     found = {name: math.sqrt(value or 0.0) for name, value in told["variance"].items()}
+    if told["variance"]["run"] is None and itself and outcome == itself["metric"]:
+        found["run"] = math.sqrt(mean(site["difference"] ** 2 for site in itself["sites"].values()))
     return [Spread(**{name: round(value, 4) for name, value in found.items()}, noise=0.0)]
 
 

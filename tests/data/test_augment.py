@@ -43,7 +43,7 @@ def blob(x: float, y: float, radius: float) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [64, 96, 128, 256, 512])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**32), x=st.floats(0.2, 0.7), y=st.floats(0.25, 0.75), radius=st.floats(0.05, 0.15))
 def test_a_shape_in_image_and_mask_overlaps_after_every_draw(
     size: int, seed: int, x: float, y: float, radius: float
@@ -130,7 +130,7 @@ def test_outside_is_black_and_background_also_under_jitter() -> None:
     assert masks[:, 32, 32].all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), channels=st.sampled_from([1, 3]))
 def test_colours_stay_in_range_and_geometry_does_not_depend_on_them(seed: int, channels: int) -> None:
     images = torch.rand(3, channels, 32, 32, generator=generator(seed))

@@ -55,7 +55,7 @@ def square(side: int, size: int = 512) -> Mask:
 
 
 @given(masks)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_components_equal_a_flood_fill(mask: Mask) -> None:
     components = flood_fill(mask)
     expected = Lesions(tuple(len(c) for c in components if len(c) >= 4), sum(len(c) < 4 for c in components))
@@ -68,7 +68,7 @@ def test_components_equal_a_flood_fill(mask: Mask) -> None:
 
 
 @given(masks)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cleaning_again_changes_nothing_and_orientation_does_not_matter(mask: Mask) -> None:
     cleaned = clean(mask)
     np.testing.assert_array_equal(clean(cleaned), cleaned)
@@ -84,7 +84,7 @@ def test_cleaning_gives_a_copy_also_where_nothing_is_dropped() -> None:
 
 
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40))), st.integers(1, 64))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_resizing_equals_torch_nearest_and_the_formula(mask: Mask, size: int) -> None:
     height, width = mask.shape
     formula = [[mask[i * height // size, j * width // size] for j in range(size)] for i in range(size)]
@@ -159,7 +159,7 @@ def test_other_arrays_are_refused(mask: Mask) -> None:
         find_lesions(mask)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(100, 1500), st.integers(100, 1500), st.integers(1, 12))
 def test_native_components_live_and_die_with_their_512_copy(seed: int, height: int, width: int, count: int) -> None:
     rng = np.random.default_rng(seed)
@@ -175,7 +175,6 @@ def test_native_components_live_and_die_with_their_512_copy(seed: int, height: i
 
 
 @given(masks)
-@settings(deadline=None)
 def test_every_pixel_is_given_to_a_lesion_that_is_nearest(mask: Mask) -> None:
     components = flood_fill(mask)
     regions = nearest_lesions(mask)
@@ -198,7 +197,6 @@ def test_every_pixel_is_given_to_a_lesion_that_is_nearest(mask: Mask) -> None:
 
 
 @given(masks)
-@settings(deadline=None)
 def test_regions_are_those_of_the_distance_transform(mask: Mask) -> None:
     """Where no two lesions are as near; one transform per lesion instead of one for all."""
     components = flood_fill(mask)

@@ -89,7 +89,7 @@ def small_groups(table: pd.DataFrame, site: str) -> int:
     return labels[(table.site == site) & table.is_small].nunique()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(table=tables(), fold=st.integers(0, 4), leave_out=st.booleans(), seed=st.integers(0, 3))
 def test_no_group_straddles_and_nothing_of_the_unseen_site_is_trained_on(
     table: pd.DataFrame, fold: int, leave_out: bool, seed: int
@@ -109,7 +109,7 @@ def test_no_group_straddles_and_nothing_of_the_unseen_site_is_trained_on(
     assert not leaks(table, split)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(table=tables(), leave_out=st.booleans(), seed=st.integers(0, 3))
 def test_each_seen_case_is_tested_exactly_once_over_the_folds(table: pd.DataFrame, leave_out: bool, seed: int) -> None:
     unseen = "A" if leave_out and table.site.nunique() > 1 else None
@@ -122,7 +122,7 @@ def test_each_seen_case_is_tested_exactly_once_over_the_folds(table: pd.DataFram
         assert split.part.isin(["test_out", "excluded"]).equals(aside)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(table=tables(), order=st.randoms(use_true_random=False), fold=st.integers(0, 4))
 def test_the_order_of_rows_does_not_matter(table: pd.DataFrame, order: random.Random, fold: int) -> None:
     rows = list(range(len(table)))
@@ -131,7 +131,7 @@ def test_the_order_of_rows_does_not_matter(table: pd.DataFrame, order: random.Ra
     pd.testing.assert_frame_equal(split_cases(shuffled, fold=fold), split_cases(table, fold=fold))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(table=tables(shared_images=False), seed=st.integers(0, 3))
 def test_small_lesions_stand_in_every_part_where_they_can(table: pd.DataFrame, seed: int) -> None:
     splits = [split_cases(table, fold=fold, seed=seed) for fold in range(FOLDS)]
@@ -143,7 +143,7 @@ def test_small_lesions_stand_in_every_part_where_they_can(table: pd.DataFrame, s
         assert sum("validation" in parts for parts in with_small) == {0: 0, 1: 0, 2: 3}.get(groups, FOLDS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(table=tables(shared_images=False), fold=st.integers(0, 4))
 def test_training_and_validation_exist_where_groups_suffice(table: pd.DataFrame, fold: int) -> None:
     split = split_cases(table, fold=fold).assign(group=group_of_case(table))

@@ -41,7 +41,7 @@ def by_loop(probability, prediction, truth, band, bins):
 
 
 @given(maps, st.integers(0, 3), st.sampled_from([1, 4, 15]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_random_maps_equal_a_loop(drawn, band, bins):
     probability, masks = drawn
     expected = by_loop(probability, *masks, band, bins)

@@ -109,7 +109,7 @@ def test_odd_cases_equal_loops():
 
 
 @given(st.lists(st.tuples(images, st.sampled_from(["C1", "007"])), min_size=1, max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_cases_equal_loops(drawn):
     check([row(number, *pair, site) for number, (pair, site) in enumerate(drawn)])
 

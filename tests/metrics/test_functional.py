@@ -25,7 +25,7 @@ pairs = array_shapes(min_dims=1, max_dims=3, max_side=6).flatmap(
 
 
 @given(pairs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_equal_a_loop_over_pixels(masks):
     prediction, truth = masks
     tp = fp = fn = 0
@@ -36,7 +36,7 @@ def test_counts_equal_a_loop_over_pixels(masks):
 
 
 @given(pairs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_dice_is_symmetric_bounded_and_equals_scipy(masks):
     prediction, truth = masks
     value = dice(confusion(prediction, truth))
@@ -71,7 +71,7 @@ def monai_of(prediction, truth):
 
 
 @given(anything)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ratios_equal_monai_and_sets_of_pixels(masks):
     check_ratios(*masks)
 

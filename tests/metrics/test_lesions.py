@@ -71,7 +71,7 @@ def matching_sums(prediction, truth, above):
 
 
 @given(anything.filter(lambda masks: len(flood(masks[0])) <= 5 and len(flood(masks[1])) <= 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @pytest.mark.parametrize("above", THRESHOLDS)
 def test_random_masks_equal_a_search_over_all_matchings(above, masks):
     check_against_search(*masks, above)
@@ -113,7 +113,7 @@ def check_against_search(prediction, truth, above):
 
 
 @given(anything)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_laws(masks):
     overlaps = lesion_overlaps(*masks)
     assert overlaps.true_areas.sum() == masks[1].sum()

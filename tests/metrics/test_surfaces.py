@@ -65,7 +65,7 @@ def by_monai(prediction, truth, tolerance):
 
 
 @given(anything, st.tuples(spacings, spacings, spacings), st.sampled_from([0.0, 1.0, 1.5, 3.0]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_random_masks_equal_brute_force(masks, spacing, tolerance):
     spacing = spacing[: masks[0].ndim]
     expected = by_brute_force(*masks, tolerance, spacing)
@@ -80,7 +80,7 @@ def test_degenerate_masks_equal_brute_force(name, tolerance):
 
 
 @given(images.filter(lambda masks: masks[0].any() and masks[1].any()), st.sampled_from([0.0, 1.0, 3.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_random_masks_equal_monai(masks, tolerance):
     assert all_three(*masks, tolerance) == pytest.approx(by_monai(*masks, tolerance), abs=1e-5)
 
@@ -97,7 +97,7 @@ def test_outlines_at_full_size_equal_monai():
 
 
 @given(anything)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_laws(masks):
     prediction, truth = masks
     hausdorff, average, share = all_three(prediction, truth)

@@ -79,7 +79,7 @@ def assert_same(ours, expected):
 
 
 @given(rows)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_stratum_equals_a_loop_over_its_images(entries):
     summary = summarise(table(entries))
     assert_same(summary, means_by_loop(entries))
@@ -89,7 +89,7 @@ def test_every_stratum_equals_a_loop_over_its_images(entries):
 
 
 @given(rows, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_rows_does_not_matter(entries, random):
     scores = table(entries)
     order = list(scores.index)
@@ -100,7 +100,7 @@ def test_the_order_of_rows_does_not_matter(entries, random):
 
 
 @given(rows)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_strata_add_up(entries):
     s = summarise(table(entries))
     assert s["dice_s"]["n"] + s["dice_l"]["n"] == s["dice_n"]["n"]

@@ -78,16 +78,17 @@ def read_latex(text: str) -> list[list[str]]:
 
 
 def by_hand(runs: Observation, arm: str, part: str, stratum: str, seeds: Sequence[int]) -> tuple[float, int]:
-    of_case: dict[tuple[str, str], list[float]] = {}
+    of_case: dict[tuple[str, str], dict[int, list[float]]] = {}
     for run in runs.of(arm):
         rows = run.scores[(run.scores["part"] == part) & COUNTS[stratum](run.scores)]
         for site, case, dice in zip(rows["site"], rows["case"], rows["dice"], strict=True):
             if run.seed in seeds:
-                of_case.setdefault((site, case), []).append(dice)
-    return float(np.mean([np.mean(each) for each in of_case.values()])), len(of_case)
+                of_case.setdefault((site, case), {}).setdefault(run.fold, []).append(dice)
+    of_folds = [[np.mean(dice) for dice in folds.values()] for folds in of_case.values()]
+    return float(np.mean([np.mean(each) for each in of_folds])), len(of_case)
 
 
-def test_every_image_counts_once_and_the_sd_is_over_seeds() -> None:
+def test_every_image_counts_once_by_folds_and_the_sd_is_over_seeds() -> None:
     runs = study(GAINS, seeds=(0, 1, 2), sites=("C1", "C4"))
     twice = [replace(run, fold=1, scores=run.scores.assign(dice=run.scores["dice"] ** 2)) for run in runs.runs[:2]]
     runs = replace(runs, runs=[*runs.runs, *twice])  # cases that are scored in two folds by one seed

@@ -102,7 +102,7 @@ spreads = st.fixed_dictionaries({name: st.floats(0.001, 0.2) for name in ("site"
 
 
 @given(spreads, st.integers(0, 99), st.integers(1, 3), st.floats(-0.3, 0.3), st.floats(0.1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_laws(spread: dict[str, float], seed: int, seeds: int, shift: float, factor: float) -> None:
     rows = table(seed, seeds, **spread)
     found = estimate(paired(rows))

@@ -53,6 +53,11 @@ class Contrast:
     theirs: pd.DataFrame = field(repr=False)
 
     @property
+    def name(self) -> str:
+        """Both arms."""
+        return f"{self.arm} - {self.baseline}"
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of the arm's runs."""
         return sorted({run.seed for run, _ in self.pairs})
@@ -218,7 +223,7 @@ def settled(contrasts: Sequence[Contrast], anyway: bool) -> Mapping[str, list[st
     Raises:
         ConfigError: Something does, and it is not to be compared anyway.
     """
-    found = {f"{each.arm} - {each.baseline}": obstacles(each) for each in contrasts}
+    found = {each.name: obstacles(each) for each in contrasts}
     found = {name: reasons for name, reasons in found.items() if reasons}
     if found and not anyway:
         name, reasons = next(iter(found.items()))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from statistics import stdev
 
 from fedgs.errors import unknown_choice
 from fedgs.summary import TESTS
@@ -14,11 +13,11 @@ from fedgs.verdict.contrasts import obstacles, paired_runs
 from fedgs.verdict.judging import PARTS
 from fedgs.verdict.observed import Observation, Observed
 from fedgs.verdict.outcomes import OUTCOMES, Outcome
+from fedgs.verdict.summaries import mean_of, mixed_of
 
 __all__ = ["FORMS", "export_table"]
 
 _STRATA = ("dice", "dice_s", "dice_t", "dice_l", "dice_n")
-_CASE = ["site", "case"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,10 @@ class _Table:
 def export_table(observation: Observation, form: str) -> str:
     """Writes the mean Dice of every arm, in-test and out-test, with the number of images.
 
-    Every image counts once: it is averaged over its runs first, then images are averaged. Where an arm has several
-    seeds, and the same runs of each, the standard deviation of the seeds' means stands behind the mean. An arm whose
-    runs are others than those of the first one, or should not be compared with them, has a note that says so.
+    Every image counts once: it is averaged over seeds, then over folds and left-out hospitals, then images are
+    averaged. Where an arm has several seeds, and the same runs of each, the standard deviation of the seeds' means
+    stands behind the mean. An arm whose runs are others than those of the first one, or should not be compared with
+    them, has a note that says so.
 
     Args:
         observation: Finished runs.
@@ -54,46 +54,40 @@ def export_table(observation: Observation, form: str) -> str:
     """
     if form not in FORMS:
         raise unknown_choice("form of a table", form, FORMS)
-    scores = {arm: _scores(observation.of(arm)) for arm in observation.arms}
-    parts = [part for part in TESTS if any((rows["part"] == part).any() for rows in scores.values())]
+    parts = [part for part in TESTS if any((run.scores["part"] == part).any() for run in observation.runs)]
     of_arm = {arm: _notes(observation, arm) for arm in observation.arms}
     notes = list(dict.fromkeys(note for own in of_arm.values() for note in own))
     rows = [
         (
             arm,
             [notes.index(note) + 1 for note in of_arm[arm]],
-            [
-                _cell(scores[arm][scores[arm]["part"] == part], OUTCOMES[name], _has_sd(observation.of(arm)))
-                for part in parts
-                for name in _STRATA
-            ],
+            [_cell(observation.of(arm), OUTCOMES[name], part) for part in parts for name in _STRATA],
         )
         for arm in observation.arms
     ]
     return FORMS[form](_Table(_caption(observation), [PARTS[part] for part in parts], rows, notes, _lost(observation)))
 
 
-def _scores(runs: Sequence[Observed]) -> pd.DataFrame:
-    return pd.concat([run.scores.assign(block=run.block, seed=run.seed) for run in runs], ignore_index=True)
+def _by_seed(runs: Sequence[Observed]) -> Mapping[int, list[Observed]]:
+    return {seed: [run for run in runs if run.seed == seed] for seed in sorted({run.seed for run in runs})}
 
 
 def _has_sd(runs: Sequence[Observed]) -> bool:
     """Whether there are several seeds that differ in nothing but chance."""
-    blocks = {run.seed: {each.block for each in runs if each.seed == run.seed} for run in runs}
-    return len(blocks) > 1 and all(own == blocks[runs[0].seed] for own in blocks.values())
+    blocks = [{run.block for run in own} for own in _by_seed(runs).values()]
+    return len(blocks) > 1 and all(own == blocks[0] for own in blocks)
 
 
-def _cell(scores: pd.DataFrame, outcome: Outcome, has_sd: bool) -> _Cell:
-    counted = outcome.of_cases(scores).join(scores[[*_CASE, "block", "seed", "is_mixed"]])
-    if not len(counted):
+def _cell(runs: Sequence[Observed], outcome: Outcome, part: str) -> _Cell:
+    mean, count = mean_of(runs, outcome, part)
+    if mean is None:
         return _Cell("-", "0")
-    of_runs = counted.groupby(["seed", "block", *_CASE])["value"].mean()
-    of_cases = of_runs.groupby(_CASE).mean()
-    of_seeds = of_runs.groupby(["seed", *_CASE]).mean().groupby("seed").mean()
-    images = str(len(of_cases))
-    if outcome.name == "dice_s" and counted["is_mixed"].notna().all():  # tables of earlier versions lack it
-        images += f"/{len(counted[counted['is_mixed'] > 0].groupby(_CASE))}"
-    return _Cell(f"{of_cases.mean():.3f}" + (f" ± {of_seeds.std(ddof=1):.3f}" if has_sd else ""), images)
+    sd = ""
+    if _has_sd(runs):
+        of_seeds = [mean_of(own, outcome, part)[0] for own in _by_seed(runs).values()]
+        sd = f" ± {stdev(each for each in of_seeds if each is not None):.3f}"
+    mixed = mixed_of(runs, part) if outcome.name == "dice_s" else None
+    return _Cell(f"{mean:.3f}{sd}", f"{count}" if mixed is None else f"{count}/{mixed}")
 
 
 def _caption(observation: Observation) -> str:

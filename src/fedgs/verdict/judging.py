@@ -150,8 +150,8 @@ def compare(
     """
     primary, others = contrasts_of(observation, baseline)
     obstacles = settled(primary, anyway)
-    unlike = {label: reasons for each in others for label, reasons in settled([each], True).items()}
-    others = [each for each in others if f"{each.arm} - {each.baseline}" not in unlike]
+    unlike = settled(others, anyway=True)
+    others = [each for each in others if each.name not in unlike]
     name = metric or (observation.primary.outcome if observation.primary else PRIMARY)
     if name not in OUTCOMES:
         raise unknown_choice("metric", name, OUTCOMES)
@@ -175,9 +175,7 @@ def compare(
         primary=found,
         large=large,
         margin=margin,
-        further=_further(
-            [*primary, *others], {(each.contrast.arm, each.contrast.baseline) for each in found}, name, part, watch
-        ),
+        further=_further([*primary, *others], {each.contrast.name for each in found}, name, part, watch),
         itself=_judged(itself, OUTCOMES[name], part, level) if itself else None,
         needed=[needed(judged.data, judged.estimate.components, level) for judged in found],
         obstacles=obstacles,
@@ -278,7 +276,7 @@ def _with_margin(judged: Judged | None, large: Judged | None, margin: float) -> 
 
 def _further(
     contrasts: Sequence[Contrast],
-    primary: set[tuple[str, str]],
+    primary: set[str],
     outcome: str,
     part: str,
     watch: Callable[[int, int], None],
@@ -290,7 +288,7 @@ def _further(
         for of in dict.fromkeys([part, "test_in"])
         for contrast in contrasts
         for name in outcomes
-        if (of, name) != (part, outcome) or (contrast.arm, contrast.baseline) not in primary
+        if (of, name) != (part, outcome) or contrast.name not in primary
     ]
     found = []
     for number, (contrast, each, of) in enumerate(wanted):

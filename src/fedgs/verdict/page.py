@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,7 @@ _MECHANISM = (
     ("cosine", "cosine of the update and that with every eta 1", "1 means the same direction."),
 )
 _MOST_ARMS_IN_CURVES = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table that can be downloaded: the name of its file, and the file as a data URI."""
-
-    name: str
-    uri: str
+_MOST_ARMS_IN_PICTURES = 4
 
 
 def page(comparison: Comparison, *, index: Index | None = None) -> str:
@@ -67,6 +59,7 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
     scores = summaries.scores_by_arm(groups, parts, shown)
     compared = [run for run in observation.runs if run.arm in groups[0].arms]
     mechanism = summaries.mechanism(_scaling(observation.runs))
+    exhibited = list(groups[0].arms)[:_MOST_ARMS_IN_PICTURES]
     rows = [*comparison.primary, *([comparison.itself] if comparison.itself else [])]
     others = [each for each in comparison.further if (each.outcome.name, each.part) == (first.outcome.name, first.part)]
     return {
@@ -94,8 +87,10 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
         "by_site": _by_site(groups[0], first),
         "mechanism": mechanism.to_dict("records"),
         "charts": _charts(comparison, [*rows, *others], groups[0], mechanism, compared),
-        "exhibits": _exhibits(observation, list(groups[0].arms), first, index),
-        "exhibited": _exhibited(list(groups[0].arms)),
+        "exhibits": exhibits(
+            [observation.of(arm) for arm in exhibited], first.part, tiny=first.outcome.name == "dice_t", index=index
+        ),
+        "exhibited": exhibited,
         "pictures_given": index is not None,
         "methods": methods.paragraph(comparison),
         "bibtex": methods.bibtex(observation.runs),
@@ -109,7 +104,6 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
         "name_of": name_of,
         "signed": signed,
         "span": _span,
-        "mean": Mean,
     }
 
 
@@ -126,9 +120,9 @@ def _verdict(comparison: Comparison, number: int) -> dict[str, Any]:
 
 def _secondary(comparison: Comparison) -> list[Judged]:
     """The primary contrasts in all other outcomes."""
-    primary = [(each.contrast.arm, each.contrast.baseline) for each in comparison.primary]
-    found = [each for each in comparison.further if (each.contrast.arm, each.contrast.baseline) in primary]
-    return sorted(found, key=lambda each: primary.index((each.contrast.arm, each.contrast.baseline)))
+    names = [each.contrast.name for each in comparison.primary]
+    found = [each for each in comparison.further if each.contrast.name in names]
+    return sorted(found, key=lambda each: names.index(each.contrast.name))
 
 
 def _span(low: float, high: float, judged: Judged) -> str:
@@ -218,15 +212,6 @@ def _charts(
     }
 
 
-def _exhibited(arms: Sequence[str]) -> list[str]:
-    return list(arms[:4])
-
-
-def _exhibits(observation: Observation, arms: Sequence[str], first: Judged, index: Index | None) -> list[Any]:
-    runs = [observation.of(arm) for arm in _exhibited(arms)]
-    return exhibits(runs, first.part, tiny=first.outcome.name == "dice_t", index=index)
-
-
 def _settings(observation: Observation) -> dict[str, Any]:
     """Settings that all runs share, and those of each arm that differ."""
     runs = observation.runs
@@ -252,7 +237,8 @@ def _told(value: object) -> str:
 
 def _tables(
     comparison: Comparison, scores: pd.DataFrame, mechanism: pd.DataFrame, compared: Sequence[Observed]
-) -> dict[str, Table]:
+) -> dict[str, str]:
+    """Files to download, as data URIs."""
     every = [*comparison.primary, *([comparison.itself] if comparison.itself else []), *comparison.further]
     large = [each for each in comparison.large if each is not None]
     hospitals = [
@@ -275,10 +261,7 @@ def _tables(
         "curves": summaries.curves(compared, "dice_n"),
         "runs": pd.DataFrame(runs),
     }
-    return {
-        name: Table(f"{name}.csv", file_uri(as_csv(table).encode(), "text/csv;charset=utf-8"))
-        for name, table in tables.items()
-    }
+    return {name: file_uri(as_csv(table).encode(), "text/csv;charset=utf-8") for name, table in tables.items()}
 
 
 def _row(judged: Judged) -> dict[str, Any]:

@@ -11,10 +11,22 @@ import pandas as pd
 from fedgs.verdict.observed import Observation, Observed
 from fedgs.verdict.outcomes import OUTCOMES, Outcome
 
-__all__ = ["LikeForLike", "curves", "groups_of_arms", "mean_of", "mechanism", "mixed_of", "scores_by_arm", "sizes"]
+__all__ = [
+    "STRATA",
+    "LikeForLike",
+    "case_means",
+    "curves",
+    "groups_of_arms",
+    "mean_of",
+    "mechanism",
+    "mixed_of",
+    "scores_by_arm",
+    "sizes",
+]
 
 STRATA = ("dice", "dice_n", "dice_s", "dice_t", "dice_l")
 _MECHANISM = {"mean_eta": "eta", "norm_ratio": "ratio", "cosine": "cosine"}
+_CASE, _RUN = ["site", "case"], ["block", "seed"]
 _FEWEST_IN_A_BIN, _MOST_BINS = 8, 10
 
 
@@ -62,8 +74,31 @@ def _grid(observation: Observation, arm: str) -> set[tuple[str, int]]:
     return {(run.block, run.seed) for run in observation.of(arm)}
 
 
+def case_means(runs: Iterable[Observed], outcome: Outcome, part: str) -> pd.DataFrame:
+    """Averages every case over the networks that marked it, then over seeds, then over folds and left-out hospitals.
+
+    Args:
+        runs: Of one arm.
+        outcome: The score.
+        part: ``test_out`` or ``test_in``.
+
+    Returns:
+        A row per case: ``site``, ``case``, ``value``, ``weight`` and ``lesion_area``.
+    """
+    values = ["value", "weight", "lesion_area"]
+    tables = [pd.DataFrame(columns=[*_CASE, *_RUN, *values])]
+    for run in runs:
+        rows = run.scores[run.scores["part"] == part]
+        found = outcome.of_cases(rows).join(rows[[*_CASE, "lesion_area"]])
+        tables.append(found.assign(block=run.block, seed=run.seed))
+    means = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    for keys in ([*_CASE, *_RUN], [*_CASE, "block"], _CASE):
+        means = means.groupby(keys, as_index=False)[values].mean()
+    return means
+
+
 def mean_of(runs: Iterable[Observed], outcome: Outcome, part: str, site: str | None = None) -> tuple[float | None, int]:
-    """Gives a mean over cases, each of which is first averaged over its runs, and how many cases that are.
+    """Gives the mean over cases of `case_means`, and how many cases that are.
 
     Args:
         runs: Of one arm.
@@ -71,32 +106,23 @@ def mean_of(runs: Iterable[Observed], outcome: Outcome, part: str, site: str | N
         part: ``test_out`` or ``test_in``.
         site: A hospital; None for all.
     """
-    cases = _of_cases(runs, outcome, part)
+    cases = case_means(runs, outcome, part)
     cases = cases if site is None else cases[cases["site"] == site]
     weight = float(cases["weight"].sum())
     return (float((cases["value"] * cases["weight"]).sum()) / weight if weight else None), len(cases)
 
 
-def mixed_of(runs: Iterable[Observed], part: str) -> int:
-    """Counts the images of Dice-S that hold a large lesion, too; tables of earlier versions do not tell it, for them 0.
+def mixed_of(runs: Iterable[Observed], part: str) -> int | None:
+    """Counts the images of Dice-S that hold a large lesion, too; None where tables, of earlier versions, do not tell.
 
     Args:
         runs: Of one arm.
         part: ``test_out`` or ``test_in``.
     """
     rows = pd.concat([run.scores[(run.scores["part"] == part) & run.scores["is_small"]] for run in runs])
-    return len(rows[rows["is_mixed"].fillna(0) > 0].drop_duplicates(["site", "case"]))
-
-
-def _of_cases(runs: Iterable[Observed], outcome: Outcome, part: str) -> pd.DataFrame:
-    tables = []
-    for run in runs:
-        rows = run.scores[run.scores["part"] == part]
-        found = outcome.of_cases(rows).join(rows[["site", "case", "lesion_area"]])
-        tables.append(found.groupby(["site", "case"], as_index=False).mean())
-    columns = ["site", "case", "value", "weight", "lesion_area"]
-    both = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    return both.groupby(["site", "case"], as_index=False).mean()[columns]
+    if rows["is_mixed"].isna().any():
+        return None
+    return len(rows[rows["is_mixed"] > 0].drop_duplicates(_CASE))
 
 
 def scores_by_arm(groups: Sequence[LikeForLike], parts: Sequence[str], outcomes: Sequence[str]) -> pd.DataFrame:
@@ -175,7 +201,7 @@ def sizes(group: LikeForLike, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         ``n`` its cases.
     """
     tables = [
-        _of_cases(runs, OUTCOMES["dice_n"], part).set_index(["site", "case", "lesion_area"])["value"].rename(arm)
+        case_means(runs, OUTCOMES["dice_n"], part).set_index(["site", "case", "lesion_area"])["value"].rename(arm)
         for arm, runs in group.arms.items()
     ]
     cases = pd.concat(tables, axis=1).reset_index()

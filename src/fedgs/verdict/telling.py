@@ -13,6 +13,7 @@ from fedgs.verdict.intervals import Interval
 from fedgs.verdict.judging import EFFECT, ERROR, POWER, Comparison, Judged, Needed, verdict_of, verdict_on
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import Outcome
+from fedgs.verdict.summaries import mixed_of
 
 __all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "signed"]
 
@@ -107,7 +108,7 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     told = [
         f"{name} should not be compared, and was on request: the runs differ in {'; '.join(reasons)}."
         for name, reasons in comparison.obstacles.items()
-        if name == f"{contrast.arm} - {contrast.baseline}"
+        if name == contrast.name
     ]
     if causes := other_causes(contrast):
         told.append(f"The difference cannot be attributed to scaling alone: so do {', '.join(causes)} differ.")
@@ -180,7 +181,7 @@ def _scope(comparison: Comparison, judged: Judged) -> str:
     contrast = judged.contrast
     said = {
         "not converged": judged.converged is False,
-        "of runs that should not be compared": f"{contrast.arm} - {contrast.baseline}" in comparison.obstacles,
+        "of runs that should not be compared": contrast.name in comparison.obstacles,
         "not attributable to scaling alone": bool(other_causes(contrast)),
         "for these hospitals only": judged.estimate.new is None,
     }
@@ -270,12 +271,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _told(judged: Judged) -> dict[str, Any]:
     found, data = judged.estimate, judged.data
+    mixed = {"n_mixed": mixed_of((run for run, _ in judged.contrast.pairs), judged.part)}
     return {
         "verdict": judged.verdict,
         "converged": judged.converged,
         "difference": found.difference,
         "interval": _pair(found.interval),
         "n_cases": data.cases,
+        **(mixed if judged.outcome.name == "dice_s" else {}),
         "n_sites": len(data.sites),
         "seeds": judged.contrast.seeds,
         "folds": judged.contrast.folds,
