@@ -25,6 +25,7 @@ __all__ = [
     "TEMPORARY_SUFFIX",
     "append",
     "copy_atomically",
+    "json_text",
     "named",
     "read_sealed",
     "replacing",
@@ -100,9 +101,14 @@ def append(path: Path, text: str, *, durable: bool = True) -> None:
             os.fsync(file.fileno())
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+    """Gives an indented JSON object; a number that is not finite is refused, since JSON has none."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Writes an indented JSON object atomically; a number that is not finite is refused, since JSON has none."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", durable=durable)
+    """Writes a JSON object as `json_text` gives it, atomically."""
+    write_atomically(path, json_text(content), durable=durable)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

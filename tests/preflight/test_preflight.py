@@ -193,6 +193,20 @@ def test_advice(tmp_path: Path) -> None:
         ({"difficulty": "many"}, "difficulty must be a number"),
         ({"difficulty_squares": 29.9}, "difficulty_squares"),
         ({"sizes": {}}, "sizes lacks 128"),
+        ({"sizes": []}, r"sizes is \[\]"),
+        ({"sizes": {"128": None}}, "128 pixels is no object of JSON but None"),
+        ({"sizes": {"wide": {}}}, "sizes has 'wide', expected sides in pixels"),
+        ({"areas": None}, "areas is None"),
+        ({"almost_all": ["small"]}, "almost_all names 'small', which is not hidden"),
+        ({"implausible": 70}, r"pixels of implausible images \(of all lesions\)"),
+        (
+            {"sizes": {"128": {"vanished": 0, "emptied": 0, "smallest": 512}}},
+            "smallest lesion at 128 pixels has 512, of at most 511",
+        ),
+        (
+            {"sizes": made(30)["sizes"] | {"512": {"vanished": 1, "emptied": 0, "smallest": 1}}},
+            "1 lesions vanish at 512 pixels, at which they are counted",
+        ),
         (
             {"sizes": {"128": {"vanished": 101, "emptied": 0, "smallest": 1}}},
             "vanished lesions at 128 pixels is 101, of 100",
@@ -239,6 +253,56 @@ def test_a_name_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "counts.json").write_text(text.replace('"sites": {', f'"sites": {{"A": {site}, '))
     with pytest.raises(DataError, match="'A' stands there twice"):
         read_counts(tmp_path / "counts.json")
+
+
+def test_a_count_that_is_nearly_its_whole_is_hidden_and_taken_for_what_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "counts.json", A=made(57, images=60, vanished=57), B=made(3, images=60))
+    plain = read_counts(path)
+    hidden = suppressed(plain)
+    site = hidden.sites["A"]
+    assert (site.small, site.small_lesions, site.sizes[128].vanished, site.tiny) == (None, None, None, None)
+    assert {"small", "small_lesions", "vanished@128", "tiny"} <= set(site.almost_all)
+    assert not hidden.sites["B"].almost_all
+    write_counts(hidden, path)
+    assert read_counts(path) == hidden
+    told, known = advise(hidden), advise(plain)
+    assert told.verdict == known.verdict
+    assert told.step == pytest.approx(known.step, rel=0.05)
+    assert told.sites["A"].vanished == pytest.approx(known.sites["A"].vanished, abs=0.05)
+    assert "Where counts are hidden, these numbers are approximate." in told.sentence
+    assert "approximate" not in known.sentence
+    shown = fedgs("preflight", "merge", str(path), "--out", str(tmp_path / "out")).stdout
+    assert "all but 1 to 4" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("small", range(56, 60))
+def test_sums_do_not_tell_a_count_that_is_nearly_its_whole(small: int, tmp_path: Path) -> None:
+    for difficulty, squares in ((50.0, 49.0), (50.0, 44.9), (50.0, 44.0), (55.9, 55.85), (56.5, 56.4)):
+        if max(difficulty, difficulty**2 / squares) > small:
+            continue
+        sums = {"difficulty": difficulty, "difficulty_squares": squares}
+        path = written(tmp_path / "counts.json", A=made(small, images=60, **sums))
+        site = suppressed(read_counts(path)).sites["A"]
+        bounds = [site.difficulty or 0.0]
+        if site.difficulty and site.difficulty_squares:
+            bounds.append(site.difficulty**2 / site.difficulty_squares)
+        assert max(bounds) <= 56  # so that 56 to 59 all remain possible
+        assert site.tiny is None
+
+
+def test_sites_of_any_name_are_shown(tmp_path: Path) -> None:
+    names = {"Klinik $\\frac$": made(30), "[red]A[/red]": made(3), "$": made(0)}
+    done = fedgs("preflight", "merge", str(written(tmp_path / "a.json", **names)), "--out", str(tmp_path / "out"))
+    assert "[red]A[/red]" in done.stdout
+    assert (tmp_path / "out" / "sizes.png").stat().st_size > 5000
+    for name in ("", " ", "A\nB", "A\u200b"):
+        with pytest.raises(DataError, match="expected a name that can be printed"):
+            read_counts(written(tmp_path / "a.json", **{name: made(30)}))
+
+
+def test_a_file_that_is_not_there_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json: No such file or directory; name a file of counts"):
+        read_counts(tmp_path / "a.json")
 
 
 def test_no_sum_tells_what_was_left_out(tmp_path: Path) -> None:

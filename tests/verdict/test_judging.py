@@ -13,10 +13,11 @@ from fedgs.errors import ConfigError, DataError
 from fedgs.study.plan import Primary
 from fedgs.verdict.intervals import Interval
 from fedgs.verdict.judging import Needed, compare, verdict_of
+from fedgs.verdict.methods import paragraph
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import OUTCOMES, as_numbers
 from fedgs.verdict.telling import as_json, plainly, remarks, sentence
-from observed_runs import PRIMARY, SITES, observed, study
+from observed_runs import PRIMARY, SETTINGS, SITES, observed, study
 
 ARMS = {"fedavg-published": 0.0, "matched-site": 0.0, "fedgs": 0.0, "fedgs-gradient": 0.0}
 
@@ -77,11 +78,99 @@ def test_constant_scores_that_differ_are_decided_by_what_they_are() -> None:
     assert found.estimate.interval.low == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("hd95", np.inf, "expected hd95 of 0 to inf"),
+        ("hd95", -1.0, "expected hd95 of 0 to inf"),
+        ("surface_dice", 3.0, "expected surface_dice of 0 to 1"),
+        ("lesions_small", -1, "expected lesions_small of 0 to inf"),
+        ("lesions_small", 2, "expected lesions_small of at most as many as lesions"),
+        ("found_10", 2, "expected found_10 of at most as many as lesions"),
+        ("found_small_50", 1, "expected found_small_50 of at most as many as found_50"),
+        ("false_small_10", 2, "expected false_small_10 of at most as many as predicted_lesions"),
+        ("lesion_area", 0, "expected is_small of False without a lesion"),
+        ("is_small", False, "expected is_tiny of False unless is_small"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(name: str, value: float, said: str) -> None:
+    spoilt = study(ARMS).runs[2].scores.copy()
+    spoilt[name] = spoilt[name].astype(float if name in ("hd95", "surface_dice") else object)
+    spoilt.loc[0, name] = value
+    with pytest.raises(DataError, match=f"{said}, but site 'C1', case 'C1-000' has"):
+        as_numbers(spoilt)
+
+
+def test_a_gain_beside_no_large_lesion_is_undecided() -> None:
+    runs = study(ARMS | {"fedgs": 0.1})
+    none = [
+        replace(run, scores=run.scores[run.scores["lesion_area"] < 20000].reset_index(drop=True)) for run in runs.runs
+    ]
+    found = compare(replace(runs, runs=none))
+    assert found.primary[0].estimate.interval.low > 0
+    assert (found.primary[0].verdict, found.large[0]) == ("undecided", None)
+    assert "there is no image with large lesions only, which may have lost by it" in plainly(found)
+    assert "so nothing can help" in " ".join(remarks(found))
+
+
+def test_equal_scores_need_no_larger_study() -> None:
+    runs = study(ARMS)
+    same = [replace(run, scores=observed("matched-site", run.unseen_site, run.seed).scores) for run in runs.runs]
+    found = compare(replace(runs, runs=same))
+    assert "All scores of the two are equal, as if they were one run." in remarks(found)
+    assert "how large a study should be cannot be told where nothing differs" in sentence(found)
+
+
+def test_only_runs_with_images_that_count_are_told() -> None:
+    """A hospital without any tiny lesion has runs with three seeds and adds nothing."""
+    runs = study(ARMS, seeds=[0])
+    more = [
+        replace(run, seed=seed, converged=None, scores=run.scores.assign(is_tiny=False))
+        for run in runs.runs
+        if run.unseen_site == "C5"
+        for seed in (0, 1, 2)
+    ]
+    found = compare(replace(runs, runs=[*(run for run in runs.runs if run.unseen_site != "C5"), *more]))
+    assert found.primary[0].contrast.seeds == [0]
+    assert as_json(found)["seeds"] == [0]
+    assert "; 1 seed, " in sentence(found)
+    told = " ".join(remarks(found))
+    assert "no image there counts: without C5, fold 0." in told
+    assert "converged" not in told
+
+
+def test_a_control_that_has_not_converged_counts_as_well() -> None:
+    runs = study(ARMS)
+    late = [replace(run, converged=run.arm != "matched-site") for run in runs.runs]
+    found = compare(replace(runs, runs=late))
+    assert found.primary[0].converged is False
+    assert "Not converged: without C1" in " ".join(remarks(found))
+
+
+def test_no_arm_is_left_out_without_a_word() -> None:
+    arms = {"fedgs": 0.1, "matched-site": 0.0, "shuffled-scale": 0.0, "fedavg": 0.0}
+    found = compare(replace(study(arms), primary=None))
+    pairs = {(each.contrast.arm, each.contrast.baseline) for each in (*found.primary, *found.further)}
+    assert {arm for pair in pairs for arm in pair} == set(arms)
+    assert ("shuffled-scale", "matched-site") in pairs
+
+
+def test_a_baseline_passes_over_arms_of_a_study_with_other_networks() -> None:
+    runs = study(ARMS)
+    other = {**SETTINGS, "model_options": {"norm": "batch"}}
+    mixed = [replace(run, settings=other | {"algorithm": "fedbn"}, arm="fedbn") for run in study({"fedbn": 0.0}).runs]
+    found = compare(replace(runs, runs=[*runs.runs, *mixed]), baseline="fedavg-published")
+    assert [each.contrast.arm for each in found.primary] == ["matched-site", "fedgs", "fedgs-gradient"]
+    assert "fedbn - fedavg-published" in found.unlike
+    with pytest.raises(ConfigError, match="model_options"):
+        compare(replace(runs, primary=None, runs=[*runs.runs, *mixed]), baseline="fedavg-published")
+
+
 def test_scores_that_are_no_number_are_refused() -> None:
     runs = study(ARMS)
     spoilt = runs.runs[2].scores.copy()
     spoilt.loc[0, "dice"] = np.nan
-    with pytest.raises(DataError, match=r"expects Dice in \[0, 1\], but site 'C1', case 'C1-000' has nan"):
+    with pytest.raises(DataError, match=r"expected Dice in \[0, 1\], but site 'C1', case 'C1-000' has nan"):
         as_numbers(spoilt)
 
 
@@ -234,7 +323,7 @@ def test_no_small_lesion_in_a_part_is_refused_with_the_outcomes_that_can_be() ->
     runs = study(ARMS)
     none = [replace(run, scores=run.scores.query("not is_tiny")) for run in runs.runs]
     with pytest.raises(
-        DataError, match=r"no out-test image counts in Dice-T.*another --metric, one of: dice_t, dice_s"
+        DataError, match=r"no out-test image counts in Dice-T.*another --metric, one of: dice_s, dice_l"
     ):
         compare(replace(runs, runs=none))
     assert compare(replace(runs, runs=none), metric="dice_l").primary[0].outcome.name == "dice_l"
@@ -342,7 +431,10 @@ def test_a_baseline_of_ones_own_was_not_declared() -> None:
 
 def test_contrasts_that_are_declared_and_have_no_runs_yet_share_the_error_all_the_same() -> None:
     arms = {name: gain for name, gain in ARMS.items() if name != "fedgs-gradient"}
-    assert compare(study(arms, sites=("C1", "C2"))).primary[0].level == 0.975
+    found = compare(study(arms, sites=("C1", "C2")))
+    assert found.primary[0].level == 0.975
+    assert "(95 % interval, 97.5 % for each of 2 contrasts, " in sentence(found)
+    assert "each interval is one of 97.5 %" in paragraph(found)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def other_scores(scores: pd.DataFrame) -> dict[str, dict[str, object]]:
     """
     require_sound(scores)
     table = with_details(scores)
-    _require_possible(table)
+    require_possible(table)
     numbers = table.assign(**{name: table[name].astype(float) for name in (*DETAILS, "tp", "fp", "fn", "pixels")})
     places = [table["site"], table["case"]]
     sums = {metric.name: metric.of_images(numbers).groupby(places, sort=False).mean() for metric in METRICS}
@@ -95,17 +95,46 @@ def _mean(sums: pd.DataFrame) -> Mean:
     return Mean(mean=part / whole if whole else None, n=int(np.ceil(sums["whole"].astype(float)).sum()))
 
 
-def _require_possible(table: pd.DataFrame) -> None:
+def require_possible(table: pd.DataFrame) -> None:
+    """Makes sure that no score lies where none can.
+
+    Args:
+        table: A row per case and network with all `fedgs.metrics.table.SCORE_COLUMNS`.
+
+    Raises:
+        DataError: One does, is infinite, more lesions were found than there are, or a flag contradicts the lesions; the
+            message names it.
+    """
     for name in DETAILS:
         limit = 1.0 if name in ("surface_dice", "ece") else 4 if name == "size_quartile" else float("inf")
         values = table[name].astype(float)
-        wrong = table[(values < 0) | (values > limit) | (values == float("inf"))]
-        if len(wrong):
-            row = wrong.iloc[0]
-            raise DataError(
-                f"expected {name} of 0 to {limit:g}, but site {row['site']!r}, case {row['case']!r} has {row[name]}; "
-                "restore scores.csv from a copy, or score again"
-            )
+        _refuse(table, name, (values < 0) | (values > limit) | (values == float("inf")), f"0 to {limit:g}")
+    for part, whole in _AT_MOST.items():
+        _refuse(table, part, table[part].astype(float) > table[whole].astype(float), f"at most as many as {whole}")
+    _refuse(table, "is_small", table["is_small"].astype(bool) & (table["lesion_area"] <= 0), "False without a lesion")
+    _refuse(
+        table,
+        "is_tiny",
+        table["is_tiny"].astype(bool) & ~table["is_small"].astype(bool),
+        "False unless is_small",
+    )
+
+
+_AT_MOST = {
+    "lesions_small": "lesions",
+    **{f"found_{name}": "lesions" for name in ("10", "50")},
+    **{f"found_small_{name}": f"found_{name}" for name in ("10", "50")},
+    **{f"false_small_{name}": "predicted_lesions" for name in ("10", "50")},
+}
+
+
+def _refuse(table: pd.DataFrame, name: str, wrong: pd.Series, expected: str) -> None:
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise DataError(
+            f"expected {name} of {expected}, but site {row['site']!r}, case {row['case']!r} has {row[name]}; "
+            "restore scores.csv from a copy, or score again"
+        )
 
 
 def _with_lesion(value: Column) -> tuple[Column, Column]:

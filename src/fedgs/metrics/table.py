@@ -192,18 +192,20 @@ def require_sound(scores: pd.DataFrame) -> None:
     Raises:
         DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
     """
-    _check_columns(scores, "summarise()")
+    _check_columns(scores, "scores")
     repeated = scores[scores.duplicated(["site", "case", "network"])]
     if len(repeated):
         first = repeated.iloc[0]
         raise DataError(
-            f"summarise() expects one row per case and network, but {_place(first)} appears more than once; "
+            f"expected one row per case and network, but {_place(first)} appears more than once; "
             "select one part and one round first"
         )
     wrong = scores[~scores["dice"].between(0.0, 1.0)]
     if len(wrong):
         first = wrong.iloc[0]
-        raise DataError(f"summarise() expects Dice in [0, 1], but {_place(first)} has {first['dice']}")
+        raise DataError(
+            f"expected Dice in [0, 1], but {_place(first)} has {first['dice']}; restore scores.csv from a copy"
+        )
 
 
 def _place(row: pd.Series) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedgs.preflight.counts import AtSize, Preflight, SiteCounts
+from fedgs.preflight.counts import Preflight, SiteCounts
 
 __all__ = ["Advice", "Expected", "advise", "expected"]
 
@@ -18,7 +18,7 @@ TOO_MANY_VANISH = 0.1
 """Share of the small lesions that may vanish at the training size."""
 
 HIDDEN = 2.5
-"""What a count of 1 to 4 that was suppressed is taken for."""
+"""What a suppressed count, or the rest of its whole, is taken for; it is 1 to 4."""
 
 Verdict = Literal["worthwhile", "of no consequence", "raise the image size first"]
 
@@ -79,7 +79,7 @@ def expected(preflight: Preflight) -> tuple[dict[str, Expected], float]:
             spread=2 * math.sqrt(max(0.0, square - mean**2) / preflight.batch_size),
             weight=images[name] / whole,
             scaled_weight=images[name] * etas[name] / scaled,
-            vanished=_share_vanished(site, site.sizes[preflight.size]),
+            vanished=_share_vanished(site, preflight.size),
         )
     return sites, scaled / whole
 
@@ -92,8 +92,8 @@ def advise(preflight: Preflight) -> Advice:
     """
     sites, step = expected(preflight)
     larger = _larger(preflight)
-    small = sum(_known(site.small_lesions) for site in preflight.sites.values())
-    vanished = sum(_known(site.sizes[preflight.size].vanished) for site in preflight.sites.values())
+    small = sum(map(_small_lesions, preflight.sites.values()))
+    vanished = sum(_vanished(site, preflight.size) for site in preflight.sites.values())
     shift = max((abs(each.scaled_weight / each.weight - 1) for each in sites.values()), default=0.0)
     if small and vanished > TOO_MANY_VANISH * small:
         verdict: Verdict = "raise the image size first"
@@ -117,7 +117,8 @@ def advise(preflight: Preflight) -> Advice:
     without = [name for name, site in preflight.sites.items() if site.small == 0]
     beside = f" Without small lesions: {', '.join(without)}; their steps count as before." if without else ""
     what = "Raise the image size first" if verdict == "raise the image size first" else f"FedGS is {verdict}"
-    return Advice(verdict, f"{what}: {because}.{beside}", sites, step, larger)
+    hidden = " Where counts are hidden, these numbers are approximate." if _hides(preflight) else ""
+    return Advice(verdict, f"{what}: {because}.{beside}{hidden}", sites, step, larger)
 
 
 def _range(sites: Mapping[str, Expected]) -> str:
@@ -130,22 +131,41 @@ def _range(sites: Mapping[str, Expected]) -> str:
 
 def _larger(preflight: Preflight) -> int | None:
     sides: Sequence[int] = sorted(set.intersection(*(set(site.sizes) for site in preflight.sites.values())))
-    small = sum(_known(site.small_lesions) for site in preflight.sites.values())
+    small = sum(map(_small_lesions, preflight.sites.values()))
     for side in sides:
-        gone = sum(_known(site.sizes[side].vanished) for site in preflight.sites.values())
+        gone = sum(_vanished(site, side) for site in preflight.sites.values())
         if side >= preflight.size and gone <= TOO_MANY_VANISH * small:
             return side
     return None
 
 
-def _share_vanished(site: SiteCounts, at: AtSize) -> float:
-    small = _known(site.small_lesions)
-    return min(1.0, _known(at.vanished) / small) if small else 0.0
+def _share_vanished(site: SiteCounts, side: int) -> float:
+    small = _small_lesions(site)
+    return min(1.0, _vanished(site, side) / small) if small else 0.0
+
+
+def _hides(preflight: Preflight) -> bool:
+    return any(
+        None in (site.small, site.small_lesions, site.sizes[preflight.size].vanished)
+        for site in preflight.sites.values()
+    )
 
 
 def _difficulty(site: SiteCounts) -> float:
-    return HIDDEN if site.difficulty is None else site.difficulty
+    if site.difficulty is not None:
+        return site.difficulty
+    return site.images - HIDDEN if "small" in site.almost_all else HIDDEN
 
 
-def _known(count: int | None) -> float:
-    return HIDDEN if count is None else float(count)
+def _small_lesions(site: SiteCounts) -> float:
+    return _known(site.small_lesions, site.lesions if "small_lesions" in site.almost_all else None)
+
+
+def _vanished(site: SiteCounts, side: int) -> float:
+    return _known(site.sizes[side].vanished, site.lesions if f"vanished@{side}" in site.almost_all else None)
+
+
+def _known(count: int | None, almost: int | None) -> float:
+    if count is not None:
+        return float(count)
+    return HIDDEN if almost is None else almost - HIDDEN

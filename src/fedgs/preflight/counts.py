@@ -15,7 +15,7 @@ from fedgs.data.lesions import MASK_SIZE, SmallRule, is_within, resize_nearest
 from fedgs.data.linked import near_rows
 from fedgs.scaling import difficulty_of_area
 
-__all__ = ["AREA_BINS", "SIZES", "AtSize", "Preflight", "SiteCounts", "Vanished", "count"]
+__all__ = ["AREA_BINS", "IMPLAUSIBLE", "SIZES", "AtSize", "Preflight", "SiteCounts", "Vanished", "count"]
 
 SIZES = (64, 128, 192, 256, 384, 512)
 """Sides of training images that are looked at beside the one that is asked about, in pixels."""
@@ -23,7 +23,8 @@ SIZES = (64, 128, 192, 256, 384, 512)
 AREA_BINS = 2 * MASK_SIZE.bit_length() - 1
 """Bins of lesion areas: bin b counts areas from 2^b to 2^(b+1) - 1 pixels of the 512 x 512 mask."""
 
-_IMPLAUSIBLE_SHARE = 0.8
+IMPLAUSIBLE = 0.8
+"""Share of an image that no lesions cover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class AtSize:
 
 @dataclass(frozen=True, slots=True)
 class SiteCounts:
-    """Counts of one site; None is a count of 1 to 4 that was suppressed.
+    """Counts of one site; None is a count that was suppressed, since it, or what its whole has beside it, is 1 to 4.
 
     Attributes:
         images: All of them.
@@ -61,6 +62,8 @@ class SiteCounts:
         specks: Images with specks, which do not count as lesions.
         implausible: Images that lesions cover to more than 80 %.
         sizes: What is left at training sizes, by side in pixels.
+        almost_all: Names of suppressed counts that are all but 1 to 4 of their whole, such as ``small``, or
+            ``vanished@128`` for those at a size; the others are 1 to 4.
     """
 
     images: int
@@ -78,6 +81,7 @@ class SiteCounts:
     specks: int | None
     implausible: int | None
     sizes: Mapping[int, AtSize]
+    almost_all: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def _site(
         duplicates=int(rows.duplicated("image_hash", keep=False).sum()),
         near_duplicates=len(near),
         specks=int((rows["specks"] > 0).sum()),
-        implausible=int((rows["lesion_area"] > _IMPLAUSIBLE_SHARE * pixels).sum()),
+        implausible=int((rows["lesion_area"] > IMPLAUSIBLE * pixels).sum()),
         sizes={side: _at(side_number, lesions) for side_number, side in enumerate(sides, start=1)},
     )
 

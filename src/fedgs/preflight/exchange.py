@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from fedgs.data.lesions import MASK_SIZE, SmallRule
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import write_json
-from fedgs.preflight.counts import AREA_BINS, AtSize, Preflight, SiteCounts
+from fedgs.preflight.counts import AREA_BINS, IMPLAUSIBLE, AtSize, Preflight, SiteCounts
 
 __all__ = ["FEWEST", "merge", "read_counts", "suppressed", "write_counts"]
 
@@ -47,7 +47,11 @@ def suppressed(preflight: Preflight) -> Preflight:
 def _suppressed(rule: SmallRule, site: SiteCounts) -> SiteCounts:
     if site.images < FEWEST:
         raise ConfigError(f"the site has {site.images} images, and fewer than {FEWEST} cannot be hidden; leave it out")
-    plain = {part: _hidden(getattr(site, part), getattr(site, whole)) for part, whole in _WITHIN.items()}
+    counts = {part: (getattr(site, part), getattr(site, whole)) for part, whole in _WITHIN.items()}
+    at_sizes = {f"vanished@{side}": (at.vanished, site.lesions) for side, at in site.sizes.items()}
+    almost = [name for name, (count, of) in (counts | at_sizes).items() if _is_almost_all(count, of)]
+    almost += [part for part in ("tiny", "mixed") if _is_almost_all(getattr(site, part), site.images)]
+    plain = {part: None if part in almost else _hidden(count) for part, (count, _) in counts.items()}
     plain["lesions"] = _hidden(site.lesions)
     surely, maybe = _small_bins(rule)
     areas = [_hidden(count) for count in site.areas]
@@ -56,18 +60,38 @@ def _suppressed(rule: SmallRule, site: SiteCounts) -> SiteCounts:
             if not _hide_what_sums_tell(areas, segment):
                 plain["small_lesions"] = None
     _hide_what_sums_tell(areas, range(AREA_BINS))
-    sums = {name: None if plain["small"] is None else getattr(site, name) for name in _SUMS}
     sizes = {
-        side: AtSize(_hidden(at.vanished, site.lesions), _hidden(at.emptied), at.smallest)
+        side: AtSize(None if f"vanished@{side}" in almost else _hidden(at.vanished), _hidden(at.emptied), at.smallest)
         for side, at in site.sizes.items()
     }
-    return replace(site, areas=areas, sizes=sizes, **plain, **sums)  # type: ignore[arg-type]
+    return replace(
+        site,
+        areas=areas,
+        sizes=sizes,
+        almost_all=tuple(dict.fromkeys(almost)),
+        **plain,  # type: ignore[arg-type]
+        **_suppressed_sums(site, plain["small"] is None, "small" in almost),  # type: ignore[arg-type]
+    )
 
 
-def _hidden(count: int | None, of: int | None = None) -> int | None:
-    """Hides a count that is small, or what is left of the whole without it."""
-    rest = 0 if of is None or count is None else of - count
-    return None if count is not None and (0 < count < FEWEST or 0 < rest < FEWEST) else count
+def _suppressed_sums(site: SiteCounts, is_hidden: bool, is_almost_all: bool) -> dict[str, float | None]:
+    """Leaves out the sums over the small images where their number is hidden and these would tell it."""
+    difficulty, squares = site.difficulty, site.difficulty_squares
+    if not is_hidden or difficulty is None or squares is None:
+        return {"difficulty": difficulty, "difficulty_squares": squares}
+    most = site.images - (FEWEST - 1)  # no small image counts 1, so there are more of them than either number
+    if not is_almost_all or difficulty > most:
+        return {"difficulty": None, "difficulty_squares": None}
+    return {"difficulty": difficulty, "difficulty_squares": squares if difficulty**2 <= most * squares else None}
+
+
+def _hidden(count: int | None) -> int | None:
+    return None if count is not None and 0 < count < FEWEST else count
+
+
+def _is_almost_all(count: int | None, of: int | None) -> bool:
+    """Whether a count tells that what is left of the whole without it is small, and is not small itself."""
+    return count is not None and of is not None and count >= FEWEST and 0 < of - count < FEWEST
 
 
 def _hide_what_sums_tell(areas: list[int | None], segment: range) -> bool:
@@ -117,8 +141,9 @@ def read_counts(path: Path) -> Preflight:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
         return _read(content)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; name a file of counts that 'fedgs preflight' wrote") from error
     except (
-        OSError,
         UnicodeError,
         ValueError,
         LookupError,
@@ -166,13 +191,18 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read(content: Mapping[str, Any]) -> Preflight:
-    if content["format"] != FORMAT:
+def _read(content: Any) -> Preflight:
+    _require_object("the file", content)
+    if isinstance(content["format"], bool) or content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
     known = {"format", "size", "batch_size", "small_rule", "sites"}
     if unknown := sorted(content.keys() - known):
         raise ValueError(f"unknown entry '{unknown[0]}'")
+    _require_object("small_rule", content["small_rule"])
+    if content["small_rule"].keys() != {"kind", "fraction", "base"}:
+        raise ValueError(f"small_rule has {', '.join(content['small_rule'])}, expected kind, fraction and base")
     rule = SmallRule(**content["small_rule"])
+    _require_object("sites", content["sites"])
     size, batch_size = (_whole(name, content[name], least=1) for name in ("size", "batch_size"))
     if not content["sites"]:
         raise ValueError("there is no site")
@@ -180,17 +210,31 @@ def _read(content: Mapping[str, Any]) -> Preflight:
     return Preflight(size, batch_size, rule, sites)
 
 
-def _site(name: str, content: Mapping[str, Any], size: int, rule: SmallRule) -> SiteCounts:
+def _require_object(what: str, value: object) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is no object of JSON but {value!r:.40}")
+
+
+def _site(name: str, content: Any, size: int, rule: SmallRule) -> SiteCounts:
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"a site is called {name!r}; expected a name that can be printed")
+    _require_object(f"site '{name}'", content)
     names = {field.name for field in fields(SiteCounts)}
+    content = {"almost_all": []} | content  # files of earlier versions lack it
     if content.keys() != names:
         odd = sorted(content.keys() ^ names)
         raise ValueError(f"site '{name}': {'unknown' if odd[0] in content else 'lacks'} '{odd[0]}'")
     images = _whole(f"site '{name}': images", content["images"], least=1)
     plain = {key: _count(f"site '{name}': {key}", content[key]) for key in (*_WITHIN, "lesions")}
+    for key, kind in (("areas", list), ("almost_all", list), ("sizes", dict)):
+        if not isinstance(content[key], kind):
+            raise ValueError(f"site '{name}': {key} is {content[key]!r:.40}")
     areas = [_count(f"site '{name}': areas", count) for count in content["areas"]]
-    sums = {key: _sum(f"site '{name}': {key}", content[key], plain["small"]) for key in _SUMS}
-    sizes = {int(side): _at(f"site '{name}', {side} pixels", at) for side, at in content["sizes"].items()}
-    site = SiteCounts(images=images, areas=areas, sizes=sizes, **plain, **sums)  # type: ignore[arg-type]
+    small = images if "small" in content["almost_all"] else plain["small"]
+    sums = {key: _sum(f"site '{name}': {key}", content[key], small, plain["small"] is None) for key in _SUMS}
+    sizes = {_side(name, side): _at(f"site '{name}', {side} pixels", at) for side, at in content["sizes"].items()}
+    almost = tuple(content["almost_all"])
+    site = SiteCounts(images=images, areas=areas, sizes=sizes, almost_all=almost, **plain, **sums)  # type: ignore[arg-type]
     _require_possible(name, site, size, rule)
     return site
 
@@ -210,18 +254,37 @@ def _require_possible(name: str, site: SiteCounts, size: int, rule: SmallRule) -
     for what in ("duplicates", "near_duplicates"):
         if getattr(site, what) == 1:
             raise ValueError(f"site '{name}': {what} is 1, but an image is none of itself")
+    hidden = {key for key in _WITHIN if getattr(site, key) is None}
+    hidden |= {f"vanished@{side}" for side, at in site.sizes.items() if at.vanished is None}
+    if odd := [key for key in site.almost_all if key not in hidden]:
+        raise ValueError(f"site '{name}': almost_all names {odd[0]!r}, which is not hidden")
     for side, at in site.sizes.items():
-        _require_smallest(f"site '{name}': ", side, at, site.lesions)
+        _require_smallest(f"site '{name}': ", side, at, site)
 
 
-def _require_smallest(where: str, side: int, at: AtSize, lesions: int | None) -> None:
-    if at.smallest is not None and not 1 <= at.smallest <= side**2:
-        raise ValueError(f"{where}the smallest lesion at {side} pixels has {at.smallest} of {side**2}")
+def _require_smallest(where: str, side: int, at: AtSize, site: SiteCounts) -> None:
+    lesions, most = site.lesions, min(side**2, _most_of_smallest(site, at))
+    if at.smallest is not None and not 1 <= at.smallest <= most:
+        raise ValueError(f"{where}the smallest lesion at {side} pixels has {at.smallest}, of at most {most}")
+    if side == MASK_SIZE and at.vanished:
+        raise ValueError(f"{where}{at.vanished} lesions vanish at {side} pixels, at which they are counted")
     if None not in (at.vanished, lesions) and (at.smallest is None) != (at.vanished == lesions):
         raise ValueError(
             f"{where}at {side} pixels {at.vanished} of {lesions} lesions vanish, and the smallest that is left has "
             f"{at.smallest}"
         )
+
+
+def _most_of_smallest(site: SiteCounts, at: AtSize) -> int:
+    """The most pixels that the smallest lesion left can have: no more than at 512, and as many vanish as say so."""
+    if at.vanished is None or None in site.areas:
+        return MASK_SIZE**2
+    upto = 0
+    for place, count in enumerate(site.areas):
+        upto += count or 0
+        if upto > at.vanished:
+            return int(2 ** (place + 1) - 1)
+    return MASK_SIZE**2
 
 
 def _pairs(site: SiteCounts, rule: SmallRule) -> Iterator[tuple[str, float | None, float | None]]:
@@ -240,6 +303,10 @@ def _pairs(site: SiteCounts, rule: SmallRule) -> Iterator[tuple[str, float | Non
     if None not in (small := site.areas[:maybe]):
         yield "areas of small lesions (of small lesions)", sum(small[:surely]), site.small_lesions  # type: ignore[arg-type]
         yield "small_lesions (of areas that may be small)", site.small_lesions, sum(small)  # type: ignore[arg-type]
+    if site.implausible and None not in site.areas:
+        pixels = sum(count * (2 ** (place + 1) - 1) for place, count in enumerate(site.areas))
+        yield "pixels of implausible images (of all lesions)", site.implausible * IMPLAUSIBLE * MASK_SIZE**2, pixels
+    yield "implausible (of images with lesions that are not tiny)", site.implausible, _less(with_lesions, site.tiny)
     for side, at in site.sizes.items():
         yield f"vanished lesions at {side} pixels", at.vanished, site.lesions
         yield f"emptied images at {side} pixels (of images with lesions)", at.emptied, with_lesions
@@ -255,14 +322,21 @@ def _less(whole: int | None, part: int | None) -> int | None:
     return None if whole is None or part is None else whole - part
 
 
-def _at(where: str, content: Mapping[str, Any]) -> AtSize:
+def _side(name: str, side: str) -> int:
+    if not side.isascii() or not side.isdigit() or not int(side):
+        raise ValueError(f"site '{name}': sizes has {side!r}, expected sides in pixels")
+    return int(side)
+
+
+def _at(where: str, content: Any) -> AtSize:
+    _require_object(where, content)
     if content.keys() != {"vanished", "emptied", "smallest"}:
         raise ValueError(f"{where}: expected vanished, emptied and smallest, got {', '.join(sorted(content))}")
     return AtSize(*(_count(f"{where}: {name}", content[name]) for name in ("vanished", "emptied", "smallest")))
 
 
-def _sum(where: str, value: object, small: int | None) -> float | None:
-    if value is None and small is None:
+def _sum(where: str, value: object, small: int | None, may_be_hidden: bool) -> float | None:
+    if value is None and may_be_hidden:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{where} must be a number, got {value!r}")

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from fedgs.data.lesions import MASK_SIZE
 from fedgs.errors import MissingExtraError
 from fedgs.files import replacing, write_atomically
 from fedgs.preflight.advice import expected
-from fedgs.preflight.counts import Preflight
+from fedgs.preflight.counts import Preflight, SiteCounts
 from fedgs.tables import as_csv
 
 __all__ = ["overview", "write_picture", "write_vanished"]
@@ -35,24 +36,30 @@ def overview(preflight: Preflight) -> Table:
         each, at = sites[name], site.sizes[preflight.size]
         share = "" if site.small is None else f" ({site.small / site.images:.0%})"
         table.add_row(
-            name,
+            escape(name),
             f"{site.images:,}",
-            _shown(site.lesion_free),
-            _shown(site.small) + share,
-            _shown(site.mixed),
+            _shown(site, "lesion_free"),
+            _shown(site, "small") + share,
+            _shown(site, "mixed"),
             f"{each.eta:.2f} ± {each.spread:.2f}",
             f"{each.weight:.1%}",
             f"{each.scaled_weight:.1%}",
-            f"{_shown(at.vanished)} of {_shown(site.lesions)}",
+            f"{_of(at.vanished, f'vanished@{preflight.size}', site)} of {_shown(site, 'lesions')}",
             "-" if at.smallest is None else f"{at.smallest} px",
-            _shown(site.duplicates),
-            _shown(site.near_duplicates),
+            _shown(site, "duplicates"),
+            _shown(site, "near_duplicates"),
         )
     return table
 
 
-def _shown(count: int | None) -> str:
-    return "1 to 4" if count is None else f"{count:,}"
+def _shown(site: SiteCounts, name: str) -> str:
+    return _of(getattr(site, name), name, site)
+
+
+def _of(count: int | None, name: str, site: SiteCounts) -> str:
+    if count is not None:
+        return f"{count:,}"
+    return "all but 1 to 4" if name in site.almost_all else "1 to 4"
 
 
 def write_vanished(preflight: Preflight, path: Path) -> Path:
@@ -88,7 +95,7 @@ def write_picture(preflight: Preflight, path: Path) -> Path:
         )
         axis.axvline(limit, color="black", linewidth=1, linestyle="--")
         axis.axvspan(0, max(0.0, pixel), color="0.85", zorder=0)
-        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+        axis.set_ylabel(name.replace("$", r"\$"), rotation=0, ha="right", va="center")
         axis.spines[["top", "right"]].set_visible(False)
         axis.yaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xticks(range(0, 19, 2), [f"{2**power:,}" for power in range(0, 19, 2)], rotation=30, ha="right")

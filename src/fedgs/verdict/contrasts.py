@@ -90,13 +90,16 @@ def contrasts_of(observation: Observation, baseline: str | None = None) -> tuple
     if baseline is not None and baseline not in arms:
         raise unknown_choice("arm for --baseline", baseline, arms)
     if len(arms) < 2:
-        raise ConfigError(f"there is one arm only, '{arms[0]}'; a comparison needs another one, such as {BASELINE}")
+        other = "fedgs" if arms[0] == BASELINE else BASELINE
+        raise ConfigError(f"there is one arm only, '{arms[0]}'; a comparison needs another one, such as {other}")
     other = baseline or next((name for name in _BASELINES if name in arms), arms[0])
     against_one = [(arm, other) for arm in arms if arm != other]
     declared = observation.primary.contrasts if observation.primary else _CONTROLS[:2]
     first = against_one if baseline else [pair for pair in declared if {*pair} <= {*arms}] or against_one
     further = [pair for pair in _CONTROLS if {*pair} <= {*arms}]
     further += [(arm, BASELINE) for arm in arms if BASELINE in arms and arm != BASELINE]
+    named = {arm for pair in (*first, *further) for arm in pair}
+    further += [(arm, other) for arm in arms if arm not in named]
     made = {pair: paired_runs(observation, *pair) for pair in dict.fromkeys([*first, *further])}
     primary = [made[pair] for pair in first if made[pair].pairs]
     if not primary:
@@ -198,7 +201,10 @@ def differences(contrast: Contrast, outcome: Outcome, part: str) -> Paired | Non
     Raises:
         DataError: Two runs did not score the same cases.
     """
-    ours, theirs = (_of_cases(side, outcome, part) for side in (contrast.ours, contrast.theirs))
+    sides = [side[side["part"] == part] for side in (contrast.ours, contrast.theirs)]
+    if not any(map(len, sides)):
+        return None
+    ours, theirs = (_of_cases(side, outcome) for side in sides)
     if not ours.index.equals(theirs.index) or not (ours["weight"] == theirs["weight"]).all():
         raise DataError(
             f"runs of {contrast.arm} and of {contrast.baseline} did not score the same images in {part}; compare "
@@ -209,9 +215,9 @@ def differences(contrast: Contrast, outcome: Outcome, part: str) -> Paired | Non
     return paired(ours.assign(difference=ours["value"] - theirs["value"]).reset_index())
 
 
-def _of_cases(scores: pd.DataFrame, outcome: Outcome, part: str) -> pd.DataFrame:
+def _of_cases(scores: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
     """Value, weight and group of each case in each run; the mean over the networks where several marked it."""
-    found = outcome.of_cases(scores[scores["part"] == part]).join(scores[[*_CASE, "group"]])
+    found = outcome.of_cases(scores).join(scores[[*_CASE, "group"]])
     if found.duplicated(_CASE).any():
         found = found.groupby(_CASE).agg({"value": "mean", "weight": "mean", "group": "first"}).reset_index()
     return found.set_index(_CASE).sort_index()

@@ -62,6 +62,7 @@ class Paired:
         total: (groups, runs): sum over the cases of a group of weight times difference, as far as that run scored
             them, divided by the number of blocks that did; a mean over the runs of every block, added up, is the mean.
         block: (runs,): block of each run.
+        blocks: Their names, by number.
         cases: Their number.
         cases_of: (sites,): the same per site.
     """
@@ -71,6 +72,7 @@ class Paired:
     weight: Array
     total: Array
     block: npt.NDArray[np.intp]
+    blocks: Sequence[str]
     share: Array
     runs_are_apart: bool
     cases: int
@@ -154,6 +156,7 @@ def paired(table: pd.DataFrame) -> Paired:
         weight=groups.to_numpy(dtype=float),
         total=sums.reindex(index=groups.index, columns=pd.MultiIndex.from_tuples(runs)).to_numpy(dtype=float),
         block=np.array([blocks.index(block) for block, _ in runs], dtype=np.intp),
+        blocks=blocks,
         share=shares.sum().reindex(blocks).to_numpy(dtype=float) / groups.sum(),
         runs_are_apart=bool((table.groupby("block")["site"].nunique() == 1).all()),
         cases=len(cases),

@@ -13,6 +13,7 @@ from scipy import special
 
 from fedgs.errors import DataError, unknown_choice
 from fedgs.verdict.contrasts import Contrast, against_itself, contrasts_of, differences, settled
+from fedgs.verdict.contrasts import obstacles as obstacles_of
 from fedgs.verdict.intervals import FEWEST_SITES, Components, Estimate, Interval, Paired, estimate, freedom_of_runs
 from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import MARGIN_OUTCOME, OUTCOMES, PRIMARY, SHOWN, Outcome
@@ -74,7 +75,7 @@ class Judged:
     """A contrast in one outcome.
 
     Attributes:
-        contrast: Which arms, and their runs.
+        contrast: Which arms, and their runs, as far as they scored an image that counts.
         outcome: The score.
         part: ``test_out`` or ``test_in``.
         level: Of the intervals.
@@ -94,7 +95,7 @@ class Judged:
     @property
     def converged(self) -> bool | None:
         """Whether all its runs had converged; None where that is not known of one, and none is known not to have."""
-        known = [run.converged for run, _ in self.contrast.pairs]
+        known = [run.converged for pair in self.contrast.pairs for run in pair]
         return False if False in known else None if None in known else True
 
 
@@ -149,6 +150,10 @@ def compare(
         DataError: Runs did not score the same cases, or no case counts in the primary outcome.
     """
     primary, others = contrasts_of(observation, baseline)
+    if baseline and observation.primary:  # the arms of a study may have networks of their own
+        alike = [each for each in primary if not obstacles_of(each)]
+        others = [*others, *(each for each in primary if alike and each not in alike)]
+        primary = alike or primary
     obstacles = settled(primary, anyway)
     unlike = settled(others, anyway=True)
     others = [each for each in others if each.name not in unlike]
@@ -168,7 +173,7 @@ def compare(
     if len(found) < len(decided):
         raise DataError(
             f"no {PARTS[part]} image counts in {OUTCOMES[name].title}, which is over {OUTCOMES[name].over}; compare "
-            f"arms by another --metric, one of: {', '.join(OUTCOMES)}"
+            f"arms by another --metric, one of: {', '.join(other for other in OUTCOMES if other != name)}"
         )
     return Comparison(
         observation=observation,
@@ -264,12 +269,13 @@ def _judged(contrast: Contrast, outcome: Outcome, part: str, level: float) -> Ju
     if data is None:
         return None
     found = estimate(data, level=level)
-    return Judged(contrast, outcome, part, level, data, found, verdict_on(found, outcome))
+    counted = replace(contrast, pairs=[pair for pair in contrast.pairs if pair[0].block in data.blocks])
+    return Judged(counted, outcome, part, level, data, found, verdict_on(found, outcome))
 
 
 def _with_margin(judged: Judged | None, large: Judged | None, margin: float) -> Judged | None:
-    """A gain counts for nothing where large lesions may have lost more than the margin."""
-    if judged is None or judged.verdict != "helps" or large is None or large.estimate.interval.low > -margin:
+    """A gain counts for nothing where large lesions may have lost more than the margin, or nothing is known of them."""
+    if judged is None or judged.verdict != "helps" or (large and large.estimate.interval.low > -margin):
         return judged
     return replace(judged, verdict="undecided")
 

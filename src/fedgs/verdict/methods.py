@@ -9,7 +9,7 @@ from typing import Any
 import fedgs
 from fedgs.verdict.judging import PARTS, Comparison, Judged
 from fedgs.verdict.observed import Observed
-from fedgs.verdict.telling import label_of, name_of, sentence
+from fedgs.verdict.telling import label_of, name_of, sentence, shared_by
 
 __all__ = ["bibtex", "paragraph"]
 
@@ -121,7 +121,7 @@ def _training(shared: Mapping[str, Any], runs: Sequence[Observed]) -> str:
 
 def _levels(comparison: Comparison) -> str:
     level, further = comparison.primary[0].level, len(comparison.further)
-    count = len(comparison.primary)
+    count = shared_by(comparison.primary[0])
     text = (
         f"The {count} primary contrasts share an error of 5 % (each interval is one of {100 * level:.1f} %)"
         if count > 1

@@ -15,7 +15,7 @@ from fedgs.metrics.table import read_scores
 from fedgs.report.provenance import without_paths
 from fedgs.report.reading import read_run
 from fedgs.study.folder import Result, StudyFolder
-from fedgs.study.plan import Cell, Plan, Primary
+from fedgs.study.plan import BASELINE, Cell, Plan, Primary
 from fedgs.study.reading import read_plan
 from fedgs.study.table import cells_table, gain, is_converged
 from fedgs.summary import TESTS
@@ -45,7 +45,8 @@ class Observed:
         rounds: Lines of rounds.jsonl.
         machine: Versions and device.
         path: Its folder.
-        converged: Whether the baseline beside it had; None where that is not known.
+        converged: Whether the baseline beside it had, or, of run folders without one, the run itself; None where that
+            is not known.
         adapter: Layout of its data, by which one knows whom to cite; may be empty.
     """
 
@@ -124,7 +125,7 @@ def observe(paths: Sequence[Path], *, fewest: int = 2) -> Observation:
         raise ConfigError("a comparison got the same run folder twice; name every run once")
     names = list(dict.fromkeys(path.resolve().name for path in paths))
     together = " and ".join(names) if len(names) <= _MOST_NAMED else f"{len(paths)} runs"
-    return Observation(together, _named(map(_of_run, paths)))
+    return Observation(together, _named(_beside_baseline(list(map(_of_run, paths)))))
 
 
 def _of_study(path: Path) -> Observation:
@@ -161,7 +162,7 @@ def _of_cell(cell: Cell, result: Result, arm: str, converged: bool | None) -> Ob
         settings=result.told["settings"],
         data=str(result.told["data"]),
         start=result.told["start"],
-        scores=_tested(result.scores),
+        scores=_tested(result.scores, result.path),
         rounds=result.rounds,
         machine=result.told["machine"],
         path=result.path,
@@ -191,7 +192,7 @@ def _of_run(path: Path) -> Observed:
         settings={name: value for table in run.config.values() for name, value in table.items()},
         data=str(environment.get("data", run.split)),
         start=environment.get("init_from", {}).get("sha256"),
-        scores=_tested(scores[scores["round"] == run.rounds]),
+        scores=_tested(scores[scores["round"] == run.rounds], path),
         rounds=_lines(path),
         machine={name: environment[name] for name in ("fedgs", "torch", "device", "threads") if name in environment},
         path=path,
@@ -200,8 +201,17 @@ def _of_run(path: Path) -> Observed:
     )
 
 
-def _tested(scores: pd.DataFrame) -> pd.DataFrame:
-    parts = [as_numbers(scores[scores["part"] == part]) for part in TESTS]
+def _beside_baseline(runs: Sequence[Observed]) -> list[Observed]:
+    """Takes over from the baseline, where it is there, whether training had converged, as in a study."""
+    known = {(run.block, run.seed): run.converged for run in runs if run.arm == BASELINE}
+    return [replace(run, converged=known.get((run.block, run.seed), run.converged)) for run in runs]
+
+
+def _tested(scores: pd.DataFrame, path: Path) -> pd.DataFrame:
+    try:
+        parts = [as_numbers(scores[scores["part"] == part]) for part in TESTS]
+    except DataError as error:
+        raise DataError(f"{path / 'scores.csv'}: {error}") from error
     return pd.concat(parts, ignore_index=True)
 
 

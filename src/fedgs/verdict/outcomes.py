@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedgs.metrics.catalogue import METRICS, Column, Metric
-from fedgs.metrics.table import DETAILS, require_sound
+from fedgs.metrics.catalogue import METRICS, Column, Metric, require_possible
+from fedgs.metrics.table import DETAILS, require_sound, with_details
 
 __all__ = ["as_numbers", "MARGIN_OUTCOME", "OUTCOMES", "PRIMARY", "SHOWN", "Outcome"]
 
@@ -65,9 +65,10 @@ def as_numbers(scores: pd.DataFrame) -> pd.DataFrame:
     """Gives rows of scores.csv with plain numbers, nan where there is none, ready for many outcomes.
 
     Raises:
-        DataError: A column is missing, a case appears twice, or a Dice lies outside [0, 1].
+        DataError: A column is missing, a case appears twice, or a score is impossible.
     """
     require_sound(scores)
+    require_possible(with_details(scores))
     return scores.assign(**{name: scores[name].astype(float) for name in (*DETAILS, "tp", "fp", "fn", "pixels")})
 
 

@@ -71,6 +71,7 @@ def _content(comparison: Comparison, index: Index | None) -> dict[str, Any]:
         "rows": rows,
         "others": others,
         "secondary": _secondary(comparison),
+        "secondary_names": SHOWN[:2],
         "large": {
             label_of(each.contrast): large for each, large in zip(comparison.primary, comparison.large, strict=True)
         },

@@ -113,7 +113,16 @@ def drawn(
         common = effect + (level - arms[-1][0])[site, None] + moved - arms[-1][1]
         total = (common + (own - arms[-1][2]) * np.sqrt(1 - spread.missed)) * seen[:, None] / (1 - spread.missed)
         data = Paired(
-            names, site, weight, np.where(scored, total, 0), block, share, design.apart, len(site), design.patients
+            sites=names,
+            site=site,
+            weight=weight,
+            total=np.where(scored, total, 0),
+            block=block,
+            blocks=[str(number) for number in range(int(block.max()) + 1)],
+            share=share,
+            runs_are_apart=design.apart,
+            cases=len(site),
+            cases_of=design.patients,
         )
         found.append((data, effect + float(np.average(level - arms[-1][0], weights=patients))))
     return found

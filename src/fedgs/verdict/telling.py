@@ -15,7 +15,7 @@ from fedgs.verdict.observed import Observation
 from fedgs.verdict.outcomes import Outcome
 from fedgs.verdict.summaries import mixed_of
 
-__all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "signed"]
+__all__ = ["as_json", "label_of", "name_of", "plainly", "remarks", "sentence", "shared_by", "signed"]
 
 _FORMAT = 1
 _NAMES = {
@@ -54,7 +54,7 @@ def sentence(comparison: Comparison, number: int = 0) -> str:
     turns = "once each" if len(judged.contrast.folds) == 1 else "in turn"
     where = f"On {hospitals} left out {'' if sites == 1 else turns}".rstrip()
     where = where if judged.part == "test_out" else f"On held-out images of {hospitals}"
-    count = len(comparison.primary)
+    count = shared_by(judged)
     level = "95 % interval" + ("" if count == 1 else f", {100 * judged.level:.1f} % for each of {count} contrasts,")
     most, fewest = len(judged.contrast.seeds), judged.estimate.seeds
     seeds = f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
@@ -64,6 +64,11 @@ def sentence(comparison: Comparison, number: int = 0) -> str:
         f"({level} {_span(judged.estimate.interval, judged.outcome)}; {seeds}, "
         f"{judged.data.cases} images): {judged.verdict}{_scope(comparison, judged)}; {_need(judged, needed)}."
     )
+
+
+def shared_by(judged: Judged) -> int:
+    """How many contrasts share the chance of error, whether or not all of them could be compared."""
+    return round(ERROR / (1 - judged.level))
 
 
 def plainly(comparison: Comparison, number: int = 0) -> str:
@@ -84,9 +89,11 @@ def plainly(comparison: Comparison, number: int = 0) -> str:
     if judged.verdict == "undecided" and (seen := verdict_of(interval, judged.outcome)) != "undecided":
         way = "better" if seen == "helps" else "worse"
         why = (
-            f"large lesions may have lost more than {comparison.margin:g} by it"
-            if judged.estimate.decides
-            else "one run per arm in so few hospitals cannot tell an algorithm from a run"
+            "one run per arm in so few hospitals cannot tell an algorithm from a run"
+            if not judged.estimate.decides
+            else "there is no image with large lesions only, which may have lost by it"
+            if comparison.large[number] is None
+            else f"large lesions may have lost more than {comparison.margin:g} by it"
         )
         return (
             f"On these {over}, {ours} does {way} than {theirs} (a change of {title} {between}), but that decides "
@@ -105,42 +112,61 @@ def remarks(comparison: Comparison, number: int = 0) -> list[str]:
     """Says what a reader must know before taking a verdict for more than it is, a sentence each."""
     judged, observation = comparison.primary[number], comparison.observation
     contrast = judged.contrast
-    told = [
-        f"{name} should not be compared, and was on request: the runs differ in {'; '.join(reasons)}."
-        for name, reasons in comparison.obstacles.items()
-        if name == contrast.name
-    ]
+    told = _of_mechanism(contrast)
+    if reasons := comparison.obstacles.get(contrast.name):
+        told.append(
+            f"{contrast.name} should not be compared, and was on request: the runs differ in {'; '.join(reasons)}."
+        )
     if causes := other_causes(contrast):
         told.append(f"The difference cannot be attributed to scaling alone: so do {', '.join(causes)} differ.")
-    told = (
-        _of_mechanism(contrast)
-        + told
-        + _of_training(judged)
-        + _of_margin(judged, comparison.large[number], comparison.margin)
-    )
+    told += [
+        *_of_training(judged),
+        *_of_margin(judged, comparison.large[number], comparison.margin),
+        *_of_seeds(judged),
+        *_of_scores(judged),
+    ]
+    if not comparison.declared:
+        told.append("What decides was not declared before these runs.")
+    if apart := [arm for arm in (contrast.arm, contrast.baseline) if arm in observation.untuned]:
+        told.append(f"Not tuned: {', '.join(apart)}.")
+    return told + _of_lost_runs(observation, contrast)
+
+
+def _of_seeds(judged: Judged) -> list[str]:
+    told = []
     if math.isnan(judged.estimate.components.run):
         told.append("One seed: the interval for these hospitals is over cases only and knows nothing of other runs.")
     elif judged.estimate.seeds == 1:
         told.append("Some hospitals have one seed only; their runs are taken to differ as those of the others do.")
     if not judged.estimate.decides:
         told.append("One seed and fewer than four hospitals decide nothing: another run may differ by as much.")
+    return told
+
+
+def _of_scores(judged: Judged) -> list[str]:
+    told = []
     if math.isnan(judged.estimate.these.low):
         told.append("Every hospital has one patient with such images only, so that no interval can be given.")
-    if not comparison.declared:
-        told.append("What decides was not declared before these runs.")
-    if apart := [arm for arm in (contrast.arm, contrast.baseline) if arm in observation.untuned]:
-        told.append(f"Not tuned: {', '.join(apart)}.")
-    if alone := _unpaired(observation, contrast):
+    if not judged.data.total.any():
+        told.append("All scores of the two are equal, as if they were one run.")
+    elif judged.estimate.components.patient == 0:
+        told.append("All patients of a hospital differ by the same amount; are these the scores of networks?")
+    return told
+
+
+def _of_lost_runs(observation: Observation, contrast: Contrast) -> list[str]:
+    """Says which runs do not count, and why."""
+    ours, theirs = ({(run.block, run.seed) for run in observation.of(arm)} for arm in (contrast.arm, contrast.baseline))
+    both = {block for block, _ in ours & theirs}
+    told = []
+    if alone := sorted({block for block, _ in ours | theirs} - both):
         told.append(f"Not in it, since only one of the two arms has runs there: {'; '.join(alone)}.")
+    if without := sorted(both - {run.block for run, _ in contrast.pairs}):
+        told.append(f"Not in it, since no image there counts: {'; '.join(without)}.")
     if lost := len(observation.missing) + len(observation.failed):
         failed = f", {len(observation.failed)} of them failed" if observation.failed else ""
         told.append(f"{lost} cells of the plan are not there{failed}.")
     return told
-
-
-def _unpaired(observation: Observation, contrast: Contrast) -> list[str]:
-    paired = {run.block for run, _ in contrast.pairs}
-    return sorted({run.block for arm in (contrast.arm, contrast.baseline) for run in observation.of(arm)} - paired)
 
 
 def _of_mechanism(contrast: Contrast) -> list[str]:
@@ -158,7 +184,7 @@ def _of_mechanism(contrast: Contrast) -> list[str]:
 
 def _of_training(judged: Judged) -> list[str]:
     blocks = {
-        known: sorted({run.block for run, _ in judged.contrast.pairs if run.converged is known})
+        known: sorted({run.block for pair in judged.contrast.pairs for run in pair if run.converged is known})
         for known in (False, None)
     }
     told = [f"Not converged: {'; '.join(blocks[False])}. A difference may be one of speed."] if blocks[False] else []
@@ -167,7 +193,7 @@ def _of_training(judged: Judged) -> list[str]:
 
 def _of_margin(judged: Judged, large: Judged | None, margin: float) -> list[str]:
     if large is None:
-        return ["There is no image with large lesions only, so whether these lose anything is not known."]
+        return ["There is no image with large lesions only: whether these lose is not known, so nothing can help."]
     if judged.verdict == "undecided" and verdict_on(judged.estimate, judged.outcome) == "helps":
         low = signed(large.estimate.interval.low, large.outcome)
         return [
@@ -193,6 +219,8 @@ def _need(judged: Judged, needed: Needed) -> str:
         return "how large a study should be is told for shares alone"
     if math.isnan(judged.estimate.components.patient):
         return "how large a study should be cannot be told, as no hospital has two patients with such images"
+    if not judged.data.total.any():
+        return "how large a study should be cannot be told where nothing differs"
     told = [_elsewhere(needed), _here(judged, needed)]
     return f"to detect {EFFECT:g} with a chance of {100 * POWER:.0f} %, {'; '.join(filter(None, told))}"
 

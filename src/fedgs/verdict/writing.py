@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedgs.data.index import Index
 from fedgs.errors import ConfigError
-from fedgs.files import TEMPORARY_SUFFIX, sealed, write_atomically, write_json
+from fedgs.files import TEMPORARY_SUFFIX, json_text, sealed, write_atomically
 from fedgs.report.rendering import require_extra
 from fedgs.verdict.judging import Comparison
 from fedgs.verdict.telling import as_json
@@ -39,7 +39,7 @@ def write_comparison(
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; --out names a folder")
-    content = sealed(as_json(comparison))
+    content = json_text(sealed(as_json(comparison)))  # first, so that a number that JSON lacks leaves nothing
     written = []
     if with_page:
         require_extra()
@@ -53,7 +53,7 @@ def write_comparison(
     else:
         (out / "index.html").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", content)
+    write_atomically(out / "comparison.json", content)
     for left in out.glob(f"*{TEMPORARY_SUFFIX}"):  # by a process that was killed
         left.unlink(missing_ok=True)
     return [*written, out / "comparison.json"]
