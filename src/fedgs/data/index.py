@@ -167,16 +167,24 @@ class Index:
         return components_under(mask, self.mask(row))
 
     def require_source(self) -> None:
-        """Makes sure that masks can be read at their own size.
+        """Makes sure that masks can be read at their own size, and volumes as wholes.
 
         Raises:
-            DataError: The source is gone, or a mask in it.
+            DataError: The source is gone, or a file in it.
         """
-        missing = [path for path in self.table["mask"] if not (self.source / path).is_file()]
-        if missing:
+        needed = (
+            self.table["mask"] if self.volumes is None else pd.concat([self.volumes["image"], self.volumes["mask"]])
+        )
+        missing = [path for path in needed if not (self.source / path).is_file()]
+        if missing and self.volumes is None:
             raise DataError(
                 f"{self.source}: lacks {len(missing)} masks, such as '{missing[0]}', that native scores need; "
                 "bring them back, or score at 512"
+            )
+        if missing:
+            raise DataError(
+                f"{self.source}: lacks {len(missing)} files of volumes, such as '{missing[0]}', which are scored as "
+                "wholes at the end; bring them back"
             )
 
     def in_colour(self) -> Index:
