@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedgs.checkpoint import load_tensors
-from fedgs.data.cache import read_record
+from fedgs.data.cache import read_entry
 from fedgs.data.index import open_index
 from fedgs.data.table import read_index
 from fedgs.errors import CheckpointError, DataError
@@ -80,8 +80,8 @@ def test_damaged_frames_are_refused(run: Path, tmp_path: Path) -> None:
     path, draw = tmp_path / "frame.safetensors", random.Random(0)
     for number in range(DRAWS // 5):
         path.write_bytes(damaged(files[number % len(files)].read_bytes(), draw))
-        assert read_record(path) is None
-    assert all(read_record(file) for file in files)
+        assert read_entry(path) is None
+    assert all(read_entry(file) for file in files)
 
 
 def test_training_and_indexing_mend_a_damaged_frame(run: Path, tmp_path: Path) -> None:

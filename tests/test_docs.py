@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -221,6 +222,15 @@ def test_the_how_to_for_trackers(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     Reader("docs/how-to/track-runs.md").follow()
     assert list((here / "runs" / "fedgs" / "tensorboard").glob("events*"))
     assert (here / "mlflow.db").is_file()
+
+
+def test_the_how_to_for_volumes(here: Path) -> None:
+    Reader("docs/how-to/volumes.md").follow()
+    volumes = pd.read_csv(here / "ct-fedgs" / "volumes.csv")
+    assert set(volumes["site"]) == {"CT1", "CT2", "CT3"}
+    assert (
+        (here / "ct" / "sites.csv").read_text().startswith("case,site,patient\nvolume-0,CT1,P000\nvolume-1,CT1,P001\n")
+    )
 
 
 def test_the_how_to_for_preflight(here: Path) -> None:

@@ -41,6 +41,7 @@ from fedgs.data.batches import training_batches
 from fedgs.data.case import Batch
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import MASK_SIZE
+from fedgs.data.splits import parts_of_volumes
 from fedgs.engine import BEST, Federation, Schedule, State, run_rounds
 from fedgs.errors import ConfigError, DataError, MissingExtraError
 from fedgs.evaluation import Prediction, Scorer
@@ -54,8 +55,9 @@ from fedgs.resume import describe_cases, refuse_other_cases, refuse_other_settin
 from fedgs.run_folder import CHECKPOINTS, RunFolder, describe_machine, refuse_foreign
 from fedgs.scoring import score_state
 from fedgs.seeds import derive, generator
-from fedgs.summary import CROSS, TESTS, describe_data, means_of_round, training_quartiles
+from fedgs.summary import CROSS, TESTS, describe_data, means_of_round, means_of_volumes, training_quartiles
 from fedgs.tensors import Tensors
+from fedgs.volumes import score_volumes
 
 __all__ = ["train"]
 
@@ -156,7 +158,7 @@ class _Trial:
         index = open_data(
             Path(config.data.data), adapter=config.data.adapter, size=config.data.size, on_progress=on_indexing
         )
-        if config.data.score_size == "native":
+        if config.data.score_size == "native" or index.volumes is not None:
             index.require_source()
         model = build_network(config, index.channels)
         models.initialise(model, generator(config.federation.seed, "network", config.data.fold))
@@ -313,9 +315,29 @@ class _Trial:
                     folder.keep_scores(self._score(kept, part, emit, *shown))
         gallery.close()
         masks.close()
+        volumes = self._final_volumes(folder, state, emit)
         scores = folder.write_scores()
         best = {name: means_of_round(scores, state.best[name].round) if name in state.best else None for name in BEST}
-        return self._about(state) | means_of_round(scores, state.server.round) | best
+        return self._about(state) | means_of_round(scores, state.server.round) | best | volumes
+
+    def _final_volumes(self, folder: RunFolder, state: State, emit: Listener) -> dict[str, Any]:
+        """Scores volumes as wholes with the last network."""
+        if self.index.volumes is None:
+            return {}
+        data, number = self.config.data, state.server.round
+        parts = parts_of_volumes(
+            self.index.volumes, self.index.table, self.split, fold=data.fold, unseen_site=data.unseen_site
+        )
+        scores = score_volumes(
+            self.scorer,
+            self.model,
+            state,
+            self.index,
+            parts,
+            on_volume=lambda part, done, of: emit(Scoring(number, f"volumes, {part}", done, of)),
+        )
+        folder.write_volumes(scores)
+        return {"volumes": means_of_volumes(scores)}
 
     def _about(self, state: State) -> dict[str, Any]:
         config = self.config

@@ -36,7 +36,7 @@ __all__ = ["CHECKPOINTS", "RunFolder", "describe_machine", "refuse_foreign"]
 
 CHECKPOINTS = ("last", "best", "best_small")
 _MEMORY = "memory"
-_REPORTED = ("config.toml", "environment.json", "rounds.jsonl", "scores.csv", "split.csv")
+_REPORTED = ("config.toml", "environment.json", "rounds.jsonl", "scores.csv", "split.csv", "volumes.csv")
 
 
 class RunFolder:
@@ -257,6 +257,10 @@ class RunFolder:
         scores = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SCORE_COLUMNS)
         write_atomically(self.path / "scores.csv", as_csv(scores))
         return scores
+
+    def write_volumes(self, rows: pd.DataFrame) -> None:
+        """Writes volumes.csv, the scores of volumes as wholes."""
+        write_atomically(self.path / "volumes.csv", as_csv(rows))
 
     def require_unaltered(self) -> None:
         """Compares what a finished run holds with what its summary says.

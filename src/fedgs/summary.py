@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from fedgs.data.splits import leaks, unknown_patients
 from fedgs.metrics.catalogue import other_scores
 from fedgs.metrics.sizes import size_quartiles
 from fedgs.metrics.table import summarise
+from fedgs.metrics.volumes import DIAMETERS_MM
 
 __all__ = [
     "ADAPTED",
@@ -21,6 +23,7 @@ __all__ = [
     "describe_data",
     "means_of_part",
     "means_of_round",
+    "means_of_volumes",
     "training_quartiles",
 ]
 
@@ -97,6 +100,55 @@ def means_of_part(scores: pd.DataFrame) -> dict[str, Any]:
         scores: Rows of scores.csv, of that part and round.
     """
     return {**summarise(scores), "other": other_scores(scores)}
+
+
+def means_of_volumes(volumes: pd.DataFrame) -> dict[str, Any]:
+    """Gives what volumes come to as wholes, by part.
+
+    Args:
+        volumes: Rows of volumes.csv, of one round.
+
+    Returns:
+        For each part: numbers of volumes, and of those with and without target; mean Dice of those with it; median HD95
+        in mm and mean surface Dice where both masks hold something; the share of slices without target that have a
+        false prediction, and of volumes without it; and by stratum of diameters how many lesions there are, the share
+        of them found and of the predicted ones that are not false (IoU above 0.1). None where there is nothing.
+    """
+    return {part: _of_volumes(volumes[volumes["part"] == part]) for part in TESTS}
+
+
+def _of_volumes(rows: pd.DataFrame) -> dict[str, Any]:
+    has_target = rows["true_ml"] > 0
+    without = rows[~has_target]
+    strata = {
+        stratum: {
+            "lesions": int(rows[f"lesions_{stratum}"].sum()),
+            "sensitivity": _share(rows[f"found_10_{stratum}"], rows[f"lesions_{stratum}"]),
+            "precision": _share(
+                rows[f"predicted_{stratum}"] - rows[f"false_10_{stratum}"], rows[f"predicted_{stratum}"]
+            ),
+        }
+        for stratum in DIAMETERS_MM
+    }
+    return {
+        "volumes": len(rows),
+        "with_target": int(has_target.sum()),
+        "without_target": len(without),
+        "dice": _or_none(rows.loc[has_target, "dice"].mean()),
+        "hd95_mm": _or_none(rows["hd95_mm"].median()),
+        "surface_dice": _or_none(rows.loc[has_target, "surface_dice"].mean()),
+        "false_slices": _share(rows["false_slices"], rows["free_slices"]),
+        "false_volumes": _share((without["predicted_ml"] > 0).astype(int), pd.Series(1, index=without.index)),
+        "lesions": strata,
+    }
+
+
+def _share(of: pd.Series, whole: pd.Series) -> float | None:
+    return float(of.sum() / whole.sum()) if whole.sum() else None
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def means_of_round(scores: pd.DataFrame, number: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""One sealed file per case: its frame at one size, its mask at 512, and what was measured when it was read.
+"""One sealed file per case: its images at one size, their masks at 512, and what was measured when it was read.
 
-Where a mask has several lesions, the file also holds which one is nearest to each pixel; a map of a few smooth regions,
-that is compressed to about a hundredth.
+A case is an image file or a volume; of a volume the file holds the slices that are used. Where a mask has several
+lesions, it also holds which one is nearest to each pixel; a map of a few smooth regions, that is compressed to about a
+hundredth.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -23,36 +25,39 @@ from fedgs.data.case import Case
 from fedgs.data.images import read_image, read_mask, resize_image
 from fedgs.data.lesions import MASK_SIZE, clean, find_lesions, nearest_lesions, resize_nearest
 from fedgs.data.near import near_hash
+from fedgs.data.volumes import Volume, diameters_mm, read_volume
 from fedgs.errors import CheckpointError, DataError
 from fedgs.files import read_sealed, write_sealed
 
 __all__ = [
+    "Entry",
     "Record",
+    "VolumeFacts",
     "cache_folder",
     "case_file",
+    "content_hash",
     "fingerprint",
     "map_case",
-    "read_record",
+    "read_entry",
     "unpack_mask",
     "unpack_regions",
     "write_case",
 ]
 
-_FORMAT = 4
+_FORMAT = 5
 _SUFFIX = ".safetensors"
 _FASTEST = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a case after it was read once; nothing here depends on the rule for small lesions.
+    """What is known of an image after it was read once; nothing here depends on the rule for small lesions.
 
     Attributes:
         site: Name of the site.
-        case: Name of the case.
-        image: Path of the image relative to the source, with forward slashes.
+        case: Name of the image.
+        image: Path of the image file or volume relative to the source, with forward slashes.
         mask: Path of the mask likewise.
-        fingerprint: Bytes and time of change (ns) of the image, then of the mask.
         width: Pixels of the image as shown.
         height: Pixels of the image as shown.
         channels: 1 for grey, 3 for RGB.
@@ -63,14 +68,17 @@ class Record:
         specks: Components dropped because they are too small for a lesion.
         image_hash: Hash of the decoded image and its shape.
         mask_hash: Hash of the mask at its own size and of its shape.
-        near_hash: What the image shows, by `fedgs.data.near.near_hash`; empty where that is next to nothing.
+        near_hash: What the image shows, by `fedgs.data.near.near_hash`; empty where that is next to nothing, and for
+            slices, of which those of one volume stay together anyway.
+        volume: Name of the volume that it is a slice of; empty for an image.
+        slice: Number of the slice, from 0; 0 for an image.
+        diameter_mm: Of the largest lesion of the volume that the slice shows a part of; 0 for an image.
     """
 
     site: str
     case: str
     image: str
     mask: str
-    fingerprint: tuple[int, int, int, int]
     width: int
     height: int
     channels: int
@@ -82,6 +90,51 @@ class Record:
     image_hash: str
     mask_hash: str
     near_hash: str
+    volume: str = ""
+    slice: int = 0
+    diameter_mm: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """What is known of a volume.
+
+    Attributes:
+        slices: Their number.
+        with_target: Slices that show any of the target.
+        rows: Pixels of a slice.
+        columns: Pixels of a slice.
+        spacing_mm: Of slices, rows and columns.
+        target_ml: Volume of the target.
+        rules: How it became images, as `fedgs.data.volumes.SliceRules`.
+    """
+
+    slices: int
+    with_target: int
+    rows: int
+    columns: int
+    spacing_mm: tuple[float, float, float]
+    target_ml: float
+    rules: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """What a cache file tells of a case.
+
+    Attributes:
+        image: Path of the image file or volume relative to the source.
+        mask: Path of the mask likewise.
+        fingerprint: Bytes and time of change (ns) of the image, then of the mask.
+        records: Of its images: one, or the slices of a volume that are used, in order.
+        volume: Of a volume, else None.
+    """
+
+    image: str
+    mask: str
+    fingerprint: tuple[int, int, int, int]
+    records: tuple[Record, ...]
+    volume: VolumeFacts | None = None
 
 
 def case_file(folder: Path, size: int, site: str, case: str) -> Path:
@@ -103,30 +156,98 @@ def fingerprint(case: Case) -> tuple[int, int, int, int]:
     return image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns
 
 
-def write_case(file: Path, case: Case, source: Path, size: int) -> Record:
+def write_case(file: Path, case: Case, source: Path, size: int) -> Entry:
     """Reads a case from its source, measures it and writes its cache file.
 
     Args:
         file: Where to write; its folder must exist.
         case: As an adapter found it.
         source: Folder that the paths in the record are relative to.
-        size: Height and width of the frame in the cache, in pixels.
+        size: Height and width of the frames in the cache, in pixels.
 
     Raises:
         DataError: Image or mask cannot be read or do not fit each other.
     """
     stamp = fingerprint(case)
+    names = case.image.relative_to(source).as_posix(), case.mask.relative_to(source).as_posix()
+    if case.slices is None:
+        facts, pictures = None, iter([_picture_of(case, names)])
+    else:
+        facts, pictures = _volume_of(case, names)
+    kept = [_kept(picture, size) for picture in pictures]
+    entry = Entry(*names, stamp, tuple(each.record for each in kept), facts)
+    # Not durable: a power cut may tear this file; the seal tells, and it is made again.
+    write_sealed(
+        file,
+        lambda part, metadata: safetensors.numpy.save_file(_tensors(kept), part, metadata),
+        {"format": _FORMAT, "entry": dataclasses.asdict(entry) | {"records": len(kept)}},
+        durable=False,
+    )
+    return entry
+
+
+class _Picture(NamedTuple):
+    """An image with its mask, as it is shown, and what is known of it before it is measured."""
+
+    about: Mapping[str, Any]
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+
+
+class _Kept(NamedTuple):
+    record: Record
+    frame: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    regions: bytes
+
+
+def _picture_of(case: Case, names: tuple[str, str]) -> _Picture:
     image = read_image(case.image)
-    height, width, channels = image.shape
-    mask = read_mask(case.mask, (height, width))
-    square = resize_nearest(mask, MASK_SIZE)
+    about = {"site": case.site, "case": case.name, "image": names[0], "mask": names[1]}
+    about |= {"image_hash": content_hash(image), "near_hash": near_hash(image)}
+    return _Picture(about, image, read_mask(case.mask, (image.shape[0], image.shape[1])))
+
+
+def _volume_of(case: Case, names: tuple[str, str]) -> tuple[VolumeFacts, Iterator[_Picture]]:
+    if case.slices is None:
+        raise TypeError(f"{case.image} is no volume")
+    volume = read_volume(case.image, case.mask, case.slices)
+    slices, rows, columns = volume.target.shape
+    facts = VolumeFacts(
+        slices=slices,
+        with_target=int(volume.target.any(axis=(1, 2)).sum()),
+        rows=rows,
+        columns=columns,
+        spacing_mm=volume.spacing,
+        target_ml=float(np.count_nonzero(volume.target) * np.prod(volume.spacing) / 1000),
+        rules=dataclasses.asdict(case.slices),
+    )
+    return facts, _slices_of(volume, case, names)
+
+
+def _slices_of(volume: Volume, case: Case, names: tuple[str, str]) -> Iterator[_Picture]:
+    whole, diameters = volume.content_hash(), diameters_mm(volume.target, volume.spacing)
+    for number in volume.used():
+        about = {
+            "site": case.site,
+            "case": f"{case.name}_{number:04d}",
+            "image": names[0],
+            "mask": names[1],
+            "image_hash": content_hash(np.frombuffer(f"{whole} {number}".encode(), np.uint8)),
+            "near_hash": "",
+            "volume": case.name,
+            "slice": number,
+            "diameter_mm": round(float(diameters[number]), 2),
+        }
+        yield _Picture(about, volume.frame(number), np.ascontiguousarray(volume.target[number]))
+
+
+def _kept(picture: _Picture, size: int) -> _Kept:
+    """Measures an image, and makes what the cache holds of it."""
+    height, width, channels = picture.image.shape
+    square = resize_nearest(picture.mask, MASK_SIZE)
     lesions = find_lesions(square)
     record = Record(
-        site=case.site,
-        case=case.name,
-        image=case.image.relative_to(source).as_posix(),
-        mask=case.mask.relative_to(source).as_posix(),
-        fingerprint=stamp,
         width=width,
         height=height,
         channels=channels,
@@ -135,23 +256,28 @@ def write_case(file: Path, case: Case, source: Path, size: int) -> Record:
         smallest_lesion_area=lesions.smallest,
         largest_lesion_area=lesions.largest,
         specks=lesions.specks,
-        image_hash=content_hash(image),
-        mask_hash=content_hash(mask),
-        near_hash=near_hash(image),
+        mask_hash=content_hash(picture.mask),
+        **picture.about,
     )
     cleaned = clean(square) if lesions.specks else square
-    tensors = {"frame": resize_image(image, size), "mask": np.packbits(cleaned)}
-    if lesions.count > 1:
-        tensors["regions"] = np.frombuffer(zlib.compress(nearest_lesions(cleaned).tobytes(), _FASTEST), np.uint8)
-    description = {"format": _FORMAT, "record": dataclasses.asdict(record)}
-    # Not durable: a power cut may tear this file; the seal tells, and it is made again.
-    write_sealed(
-        file,
-        lambda part, metadata: safetensors.numpy.save_file(tensors, part, metadata),
-        description,
-        durable=False,
-    )
-    return record
+    regions = zlib.compress(nearest_lesions(cleaned).tobytes(), _FASTEST) if lesions.count > 1 else b""
+    return _Kept(record, resize_image(picture.image, size), np.packbits(cleaned), regions)
+
+
+def _tensors(kept: Sequence[_Kept]) -> dict[str, NDArray[np.uint8]]:
+    if not kept:
+        return {"records": np.frombuffer(b"[]", np.uint8)}
+    records = json.dumps([dataclasses.asdict(each.record) for each in kept], ensure_ascii=False).encode()
+    tensors = {
+        "frame": np.stack([each.frame for each in kept]),
+        "mask": np.stack([each.mask for each in kept]),
+        "records": np.frombuffer(records, np.uint8),
+    }
+    if any(each.regions for each in kept):
+        ends = np.cumsum([len(each.regions) for each in kept], dtype="<i8")
+        tensors["regions"] = np.frombuffer(b"".join(each.regions for each in kept), np.uint8)
+        tensors["region_ends"] = ends.view(np.uint8).reshape(len(kept), 8)
+    return tensors
 
 
 def content_hash(array: NDArray[Any]) -> str:
@@ -161,28 +287,37 @@ def content_hash(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def read_record(file: Path) -> Record | None:
+def read_entry(file: Path) -> Entry | None:
     """Reads what is known of a case, after checking every byte of its file.
 
     Returns:
         None where the file is missing, damaged or of another format: then it has to be made again.
     """
     try:
-        _, description = read_sealed(file)
+        content, description = read_sealed(file)
     except (CheckpointError, ValueError, KeyError):
         return None
     if description.get("format") != _FORMAT:
         return None
-    fields = dict(description["record"])
-    return Record(**fields | {"fingerprint": tuple(fields["fingerprint"])})
+    fields = dict(description["entry"])
+    records = [Record(**record) for record in json.loads(_arrays(content)["records"].tobytes())]
+    facts = fields["volume"]
+    return Entry(
+        image=fields["image"],
+        mask=fields["mask"],
+        fingerprint=tuple(fields["fingerprint"]),
+        records=tuple(records),
+        volume=facts and VolumeFacts(**facts | {"spacing_mm": tuple(facts["spacing_mm"])}),
+    )
 
 
 def map_case(file: Path) -> dict[str, NDArray[np.uint8]]:
     """Maps a cache file into memory without checking it; a page is read from the disk when it is used.
 
     Returns:
-        "frame": (size, size, C), uint8; "mask": (512 * 512 / 8,), uint8, packed bits; where there are two lesions or
-        more "regions": (bytes,), uint8, compressed. All read-only.
+        "frame": (images, size, size, C), uint8; "mask": (images, 512 * 512 / 8), uint8, packed bits; where any image
+        has two lesions or more "regions": (bytes,), uint8, one compressed map after the other, and "region_ends". All
+        read-only.
 
     Raises:
         DataError: The file is missing.
@@ -192,6 +327,10 @@ def map_case(file: Path) -> dict[str, NDArray[np.uint8]]:
             content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; run 'fedgs index' again, which makes what is missing") from error
+    return _arrays(content)
+
+
+def _arrays(content: bytes | mmap.mmap) -> dict[str, NDArray[np.uint8]]:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header.pop("__metadata__")
@@ -199,16 +338,19 @@ def map_case(file: Path) -> dict[str, NDArray[np.uint8]]:
     return {name: arrays[slice(*entry["data_offsets"])].reshape(entry["shape"]) for name, entry in header.items()}
 
 
-def unpack_mask(tensors: dict[str, NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """Gives the mask of a mapped case, (512, 512), bool."""
-    return np.unpackbits(tensors["mask"]).reshape(MASK_SIZE, MASK_SIZE).view(np.bool_)
+def unpack_mask(tensors: dict[str, NDArray[np.uint8]], position: int) -> NDArray[np.bool_]:
+    """Gives a mask of a mapped case, (512, 512), bool."""
+    return np.unpackbits(tensors["mask"][position]).reshape(MASK_SIZE, MASK_SIZE).view(np.bool_)
 
 
-def unpack_regions(tensors: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Gives the regions of a mapped case as `fedgs.data.lesions.nearest_lesions` made them, (512, 512), uint8."""
-    if "regions" not in tensors:
+def unpack_regions(tensors: dict[str, NDArray[np.uint8]], position: int) -> NDArray[np.uint8]:
+    """Gives regions of a mapped case as `fedgs.data.lesions.nearest_lesions` made them, (512, 512), uint8."""
+    ends = [0, *tensors["region_ends"].view("<i8").ravel().tolist()] if "regions" in tensors else [0] * (position + 2)
+    start, end = ends[position], ends[position + 1]
+    if start == end:
         return np.ones((MASK_SIZE, MASK_SIZE), dtype=np.uint8)
-    return np.frombuffer(zlib.decompress(tensors["regions"].data), np.uint8).reshape(MASK_SIZE, MASK_SIZE)
+    found = zlib.decompress(tensors["regions"][start:end].data)
+    return np.frombuffer(found, np.uint8).reshape(MASK_SIZE, MASK_SIZE)
 
 
 def cache_folder(source: Path) -> Path:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedgs.data.volumes import SliceRules
+
 __all__ = ["Adapter", "Batch", "Case", "CaseWeights"]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image of one site, as an adapter found it.
+    """One image or volume of one site, as an adapter found it.
 
     Attributes:
         site: Name of the hospital or silo.
@@ -23,6 +25,7 @@ class Case:
         image: Path of the image file.
         mask: Path of the mask file.
         patient: Patient (or examination) within the site; None where the source does not tell.
+        slices: How a volume becomes images; None for an image.
     """
 
     site: str
@@ -30,6 +33,7 @@ class Case:
     image: Path
     mask: Path
     patient: str | None = None
+    slices: SliceRules | None = None
 
 
 Adapter = Callable[[Path], Sequence[Case]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedgs.data.cache import Record, case_file, fingerprint, read_record, write_case
+from fedgs.data.cache import Entry, case_file, fingerprint, read_entry, write_case
 from fedgs.data.case import Case
 from fedgs.errors import DataError
 
@@ -38,48 +38,53 @@ class CaseCache:
         """Path of the cache file of a case."""
         return case_file(self.folder, self.size, case.site, case.name)
 
-    def is_unchanged(self, record: Record, case: Case) -> bool:
-        """Whether image and mask lie where the record says, as large and as old."""
+    def is_unchanged(self, entry: Entry, case: Case) -> bool:
+        """Whether image and mask lie where the entry says, as large and as old, and are cut by the same rules."""
         paths = tuple(path.relative_to(self.source).as_posix() for path in (case.image, case.mask))
-        return (record.image, record.mask) == paths and record.fingerprint == fingerprint(case)
+        rules = None if case.slices is None else asdict(case.slices) | {"window": list(case.slices.window)}
+        return (
+            (entry.image, entry.mask) == paths
+            and (entry.volume and entry.volume.rules) == rules
+            and entry.fingerprint == fingerprint(case)
+        )
 
     def fill(
         self,
         cases: Sequence[Case],
-        is_current: Callable[[Record, Case], bool],
+        is_current: Callable[[Entry, Case], bool],
         workers: int | None,
         on_progress: Progress | None,
-    ) -> list[Record]:
+    ) -> list[Entry]:
         """Reads the cases whose file is missing, damaged or not current; a first few errors stop it.
 
         Args:
             cases: All that the cache shall hold.
-            is_current: Whether the record of an intact file is that of a case as it is now.
+            is_current: Whether the entry of an intact file is that of a case as it is now.
             workers: Threads; one per processor if None.
             on_progress: Told how many cases are done.
 
         Returns:
-            The records of all cases, in their order.
+            The entries of all cases, in their order.
 
         Raises:
             DataError: Cases that cannot be used, by name; the others stay in the cache.
         """
         (self.folder / f"cache-{self.size}").mkdir(parents=True, exist_ok=True)
 
-        def read(case: Case) -> Record:
-            record = read_record(self.file(case))
-            if record is not None and is_current(record, case):
-                return record
+        def read(case: Case) -> Entry:
+            entry = read_entry(self.file(case))
+            if entry is not None and is_current(entry, case):
+                return entry
             return write_case(self.file(case), case, self.source, self.size)
 
         return _map_in_threads(read, cases, workers or _processors(), on_progress)
 
 
 def _map_in_threads(
-    read: Callable[[Case], Record], cases: Sequence[Case], workers: int, on_progress: Progress | None
-) -> list[Record]:
+    read: Callable[[Case], Entry], cases: Sequence[Case], workers: int, on_progress: Progress | None
+) -> list[Entry]:
     """Pillow, numpy and hashlib work outside the interpreter lock, so threads suffice; a first few errors stop it."""
-    results: dict[int, Record] = {}
+    results: dict[int, Entry] = {}
     errors: dict[int, str] = {}
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(read, case): position for position, case in enumerate(cases)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedgs.data.case import Case
+from fedgs.data.case_table import read_case_table
 from fedgs.data.images import IMAGE_SUFFIXES
 from fedgs.data.pairing import contents, folders, pair_files, require_folder
 from fedgs.errors import DataError
@@ -58,7 +57,7 @@ def _cases_of(folder: Path) -> list[Case]:
 def _with_patients(cases: Sequence[Case], table: Path) -> list[Case]:
     known: dict[tuple[str, str], str] = {}
     keys = _Keys(cases, table)
-    for line, row in _read_table(table):
+    for line, row in read_case_table(table, ("case", "patient"), "site"):
         key = keys.find(line, row.get("site"), row["case"])
         if known.setdefault(key, row["patient"]) != row["patient"]:
             raise DataError(f"{table}, line {line}: a second patient for case '{key[1]}' of site '{key[0]}'")
@@ -86,29 +85,3 @@ class _Keys:
         if sites:
             raise DataError(f"{where} exists in the sites {', '.join(sites)}; add a column 'site'")
         raise DataError(f"{where}{f' of site {site!r}' if site else ''} is not among the images; correct or remove it")
-
-
-def _read_table(table: Path) -> list[tuple[int, Mapping[str, str]]]:
-    """Rows with their line numbers; the columns may be separated by commas, semicolons or tabs."""
-    if not table.is_file():  # a pipe would be waited for
-        raise DataError(f"{table}: is no file; expected a table with the columns case and patient, or none at all")
-    try:
-        text = unicodedata.normalize("NFC", table.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table}: is not UTF-8; save it as 'CSV UTF-8'") from error
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    columns = [column.strip().lower() for column in reader.fieldnames or []]
-    if not {"case", "patient"} <= set(columns):
-        raise DataError(f"{table}: has the columns {columns}; expected case and patient, and optionally site")
-    if len(set(columns)) < len(columns):
-        raise DataError(f"{table}: has the columns {columns}, one of them twice; remove or rename one")
-    reader.fieldnames = columns
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{table}, line {reader.line_num}: cannot be read ({error}); is a quote left open?") from error
-    broken = [line for line, row in rows if None in row or None in row.values()]
-    if broken:
-        raise DataError(f"{table}, line {broken[0]}: expected {len(columns)} columns as in its first line")
-    return [(line, {**row, "patient": row["patient"].strip()}) for line, row in rows]

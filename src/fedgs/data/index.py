@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
@@ -16,29 +16,31 @@ from numpy.typing import NDArray
 
 from fedgs.data import detect, find_cases
 from fedgs.data.cache import (
-    Record,
+    Entry,
     cache_folder,
     case_file,
     content_hash,
     map_case,
-    read_record,
+    read_entry,
     unpack_mask,
     unpack_regions,
 )
 from fedgs.data.case import Case
 from fedgs.data.case_cache import CaseCache, Progress
 from fedgs.data.images import read_mask
-from fedgs.data.lesions import SmallRule, components_under
+from fedgs.data.lesions import SMALL_RULES, SmallRule, components_under
 from fedgs.data.table import (
     DamagedIndexError,
     Settings,
     flagged,
     is_index,
     make_table,
+    make_volumes,
     read_index,
     read_settings,
     write_index,
 )
+from fedgs.data.volumes import SliceRules
 from fedgs.errors import ConfigError, DataError
 from fedgs.files import TEMPORARY_SUFFIX
 
@@ -49,10 +51,21 @@ _PARTIAL_FOR_S = 3600
 _INDEX_AGAIN = "run 'fedgs index' again"
 
 
+class _Row(NamedTuple):
+    """Where the cache has an image: the case whose file it is in, its place there, and what the table says of it."""
+
+    site: str
+    case: str
+    file: str
+    position: int
+    image_hash: str
+    mask_hash: str
+
+
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
-    """Cases of several sites, ready to train on.
+    """Images of several sites, ready to train on; a case is an image, or a slice of a volume.
 
     Attributes:
         folder: Folder of the index.
@@ -62,6 +75,8 @@ class Index:
         small_rule: The rule behind the columns `is_small`, `is_tiny` and `is_mixed`.
         table: A row per case, sorted by (site, case), numbered from 0; columns as in `fedgs.data.table.COLUMNS`.
         channels: Channels of every frame: 1 where all images are grey, else 3.
+        slices: How volumes became images; None where the source holds images.
+        volumes: A row per volume, columns as in `fedgs.data.table.OF_VOLUMES`; None where the source holds images.
         gives_regions: Whether training batches carry the regions of the lesions; see `with_regions`.
     """
 
@@ -72,7 +87,10 @@ class Index:
     small_rule: SmallRule
     table: pd.DataFrame
     channels: int
-    _rows: tuple[tuple[str, str, str, str], ...] = field(repr=False)
+    slices: SliceRules | None
+    volumes: pd.DataFrame | None
+    _rows: tuple[_Row, ...] = field(repr=False)
+    _files: Mapping[tuple[str, str], Sequence[int]] = field(repr=False)
     _checked: bytearray = field(repr=False)
     gives_regions: bool = False
 
@@ -92,7 +110,7 @@ class Index:
         Raises:
             DataError: The cache file is missing, damaged or of another image.
         """
-        frame = self._tensors(row)["frame"]
+        frame = self._tensors(row)["frame"][self._rows[row].position]
         return np.repeat(frame, self.channels, axis=2) if frame.shape[2] < self.channels else frame.copy()
 
     def mask(self, row: int) -> NDArray[np.bool_]:
@@ -107,7 +125,7 @@ class Index:
         Raises:
             DataError: The cache file is missing, damaged or of another image.
         """
-        return unpack_mask(self._tensors(row))
+        return unpack_mask(self._tensors(row), self._rows[row].position)
 
     def regions(self, row: int) -> NDArray[np.uint8]:
         """Tells for every pixel of a mask which of its lesions is nearest; ``regions * mask`` are the lesions.
@@ -122,7 +140,7 @@ class Index:
         Raises:
             DataError: The cache file is missing, damaged or of another image.
         """
-        return unpack_regions(self._tensors(row))
+        return unpack_regions(self._tensors(row), self._rows[row].position)
 
     def native_mask(self, row: int) -> NDArray[np.bool_]:
         """Gives the mask at the image's own size, read from the source, without specks.
@@ -139,24 +157,34 @@ class Index:
         Raises:
             DataError: The source is gone or has changed since it was indexed.
         """
-        site, case, _, mask_hash = self._rows[row]
+        if self.slices is not None:
+            raise ConfigError("slices are scored at 512; at their own size, volumes are scored as a whole")
+        about = self._rows[row]
         path = self.source / str(self.table["mask"].iat[row])
         mask = read_mask(path)
-        if content_hash(mask) != mask_hash:
-            raise DataError(f"{path}: has changed since '{case}' ({site}) was indexed; {_INDEX_AGAIN}")
+        if content_hash(mask) != about.mask_hash:
+            raise DataError(f"{path}: has changed since '{about.case}' ({about.site}) was indexed; {_INDEX_AGAIN}")
         return components_under(mask, self.mask(row))
 
     def require_source(self) -> None:
-        """Makes sure that masks can be read at their own size.
+        """Makes sure that masks can be read at their own size, and volumes as wholes.
 
         Raises:
-            DataError: The source is gone, or a mask in it.
+            DataError: The source is gone, or a file in it.
         """
-        missing = [path for path in self.table["mask"] if not (self.source / path).is_file()]
-        if missing:
+        needed = (
+            self.table["mask"] if self.volumes is None else pd.concat([self.volumes["image"], self.volumes["mask"]])
+        )
+        missing = [path for path in needed if not (self.source / path).is_file()]
+        if missing and self.volumes is None:
             raise DataError(
                 f"{self.source}: lacks {len(missing)} masks, such as '{missing[0]}', that native scores need; "
                 "bring them back, or score at 512"
+            )
+        if missing:
+            raise DataError(
+                f"{self.source}: lacks {len(missing)} files of volumes, such as '{missing[0]}', which are scored as "
+                "wholes at the end; bring them back"
             )
 
     def in_colour(self) -> Index:
@@ -175,16 +203,27 @@ class Index:
         return replace(self, small_rule=rule, table=flagged(self.table, rule))
 
     def _tensors(self, row: int) -> dict[str, NDArray[np.uint8]]:
-        site, case, image_hash, mask_hash = self._rows[row]
-        file = case_file(self.folder, self.size, site, case)
+        about = self._rows[row]
+        file = case_file(self.folder, self.size, about.site, about.file)
         if not self._checked[row]:
-            record = read_record(file)
-            if record is None:
-                raise DataError(f"{file}: the cache of '{case}' ({site}) is missing or damaged; {_INDEX_AGAIN}")
-            if (record.image_hash, record.mask_hash) != (image_hash, mask_hash):
-                raise DataError(f"{file}: '{case}' ({site}) has changed since this index was opened; open it again")
-            self._checked[row] = 1
+            self._check(file, about)
         return map_case(file)
+
+    def _check(self, file: Path, about: _Row) -> None:
+        """Reads every byte of a file, which holds for all images in it."""
+        entry = read_entry(file)
+        if entry is None:
+            raise DataError(f"{file}: the cache of '{about.file}' ({about.site}) is missing or damaged; {_INDEX_AGAIN}")
+        found = {record.case: (record.image_hash, record.mask_hash) for record in entry.records}
+        of_file = self._files[about.site, about.file]
+        if any(
+            found.get(each.case) != (each.image_hash, each.mask_hash) for each in map(self._rows.__getitem__, of_file)
+        ):
+            raise DataError(
+                f"{file}: '{about.file}' ({about.site}) has changed since this index was opened; open it again"
+            )
+        for row in of_file:
+            self._checked[row] = 1
 
 
 def build_index(
@@ -194,6 +233,8 @@ def build_index(
     adapter: str | None = None,
     size: int = 256,
     small_rule: SmallRule | None = None,
+    slices: Mapping[str, Any] | None = None,
+    sites: Path | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> Index:
@@ -204,8 +245,10 @@ def build_index(
         out: Folder of the index; absent, empty, or an index of the same source.
         adapter: Name of the adapter; None chooses it by the layout.
         size: Height and width of the cached frames, in pixels.
-        small_rule: Which cases are small; the published rule of PolypGen if None.
-        workers: Threads; one per processor if None.
+        small_rule: Which cases are small; the published rule of PolypGen, or for volumes that of LiTS, if None.
+        slices: How volumes become images: values of `SliceRules`, for what is not as the adapter says.
+        sites: Table of the hospitals of volumes, see `fedgs.data.find_cases`.
+        workers: Threads; one per processor if None. Each reads a volume at a time, which takes the memory of two.
         on_progress: Told how many cases are done.
 
     Returns:
@@ -217,18 +260,21 @@ def build_index(
     """
     source, out = source.resolve(), out.resolve()
     _require_size(size)
-    rule = small_rule or SmallRule()
     # The phantom makes its own source; every other adapter needs one to be there.
-    settings = Settings(str(source), adapter or detect(source), size, rule)
+    name = adapter or detect(source)
     _require_place(out, source)
-    cases = find_cases(source, settings.adapter)
+    cases = _with_rules(find_cases(source, name, sites), slices, name)
+    rule = small_rule or SMALL_RULES["total" if cases[0].slices else "components"]
+    settings = Settings(str(source), name, size, rule, cases[0].slices)
     out.mkdir(parents=True, exist_ok=True)
     if not is_index(out):
         write_index(out, settings, None)
     cache = CaseCache(source, out, size)
-    records = cache.fill(cases, cache.is_unchanged, workers, on_progress)
-    patients = {(case.site, case.name): case.patient for case in cases}
-    write_index(out, settings, make_table(records, patients, rule))
+    entries = cache.fill(cases, cache.is_unchanged, workers, on_progress)
+    table = make_table(entries, cases, rule)
+    if table.empty:
+        raise _none_used(source, cases)
+    write_index(out, settings, table, make_volumes(entries, cases))
     _remove_leftovers(out, cases)
     return open_index(out, size=size, small_rule=rule)
 
@@ -248,12 +294,12 @@ def open_index(
         DataError: No index, an unfinished, altered or newer one, or another size of a source that is gone or changed.
     """
     folder = folder.resolve()
-    settings, table = read_index(folder)
+    settings, table, volumes = read_index(folder)
     source, size = Path(settings.source), size or settings.size
     if size != settings.size:
         _require_size(size)
-        _cache_size(CaseCache(source, folder, size), table, on_progress)
-    rows = tuple(map(tuple, table[["site", "case", "image_hash", "mask_hash"]].to_numpy().tolist()))
+        _cache_size(CaseCache(source, folder, size), table, settings.slices, on_progress)
+    rows = _rows(table)
     index = Index(
         folder=folder,
         source=source,
@@ -262,7 +308,10 @@ def open_index(
         small_rule=settings.small_rule,
         table=table,
         channels=int(table["channels"].max()),
+        slices=settings.slices,
+        volumes=volumes,
         _rows=rows,
+        _files=_files(rows),
         _checked=bytearray(len(rows)),
     )
     return index if small_rule is None else index.with_rule(small_rule)
@@ -300,22 +349,58 @@ def open_data(
     return index
 
 
-def _cache_size(cache: CaseCache, table: pd.DataFrame, on_progress: Progress | None) -> None:
-    """Makes the cache of another size; the frames must be those that the table tells of."""
-    rows: list[list[str]] = table[["site", "case", "image", "mask", "image_hash", "mask_hash"]].to_numpy().tolist()
-    cases = [Case(site, case, cache.source / image, cache.source / mask) for site, case, image, mask, *_ in rows]
-    hashes = {(site, case): (image, mask) for site, case, _, _, image, mask in rows}
+def _rows(table: pd.DataFrame) -> tuple[_Row, ...]:
+    files = table["volume"] if "volume" in table else table["case"]
+    places = table.groupby(["site", files]).cumcount()
+    columns = (table["site"], table["case"], files, places, table["image_hash"], table["mask_hash"])
+    return tuple(_Row(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
 
-    def is_current(record: Record, case: Case) -> bool:
-        return (record.image_hash, record.mask_hash) == hashes[case.site, case.name]
+
+def _files(rows: Sequence[_Row]) -> dict[tuple[str, str], list[int]]:
+    """Rows of the images in each file."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault((row.site, row.file), []).append(number)
+    return found
+
+
+def _with_rules(cases: list[Case], slices: Mapping[str, Any] | None, adapter: str) -> list[Case]:
+    if not slices:
+        return cases
+    if cases[0].slices is None:
+        raise ConfigError(f"the adapter '{adapter}' reads images; {', '.join(slices)} is for volumes, so leave it out")
+    rules = replace(cases[0].slices, **slices)
+    return [replace(case, slices=rules) for case in cases]
+
+
+def _none_used(source: Path, cases: Sequence[Case]) -> DataError:
+    rules = cases[0].slices
+    label = f"label {rules.label}" if rules else "the target"
+    return DataError(
+        f"{source}: none of its {len(cases)} volumes has a slice with enough of {label}; name the label of the target, "
+        "or use all slices"
+    )
+
+
+def _cache_size(cache: CaseCache, table: pd.DataFrame, slices: SliceRules | None, on_progress: Progress | None) -> None:
+    """Makes the cache of another size; the frames must be those that the table tells of."""
+    paths = dict(zip(zip(table["image"], table["mask"], strict=True), _rows(table), strict=True))
+    cases = [
+        Case(row.site, row.file, cache.source / image, cache.source / mask, slices=slices)
+        for (image, mask), row in paths.items()
+    ]
+    hashes = {(row.site, row.case): (row.image_hash, row.mask_hash) for row in _rows(table)}
+
+    def is_current(entry: Entry, _: Case) -> bool:
+        return all((each.image_hash, each.mask_hash) == hashes.get((each.site, each.case)) for each in entry.records)
 
     if not cache.source.is_dir() and not all(cache.file(case).is_file() for case in cases):
         raise DataError(
             f"{cache.folder}: holds no frames at size {cache.size}, and their source {cache.source} is gone; "
             f"bring it back, or use the size that the index was made with ({read_settings(cache.folder).size})"
         )
-    for record, case in zip(cache.fill(cases, is_current, None, on_progress), cases, strict=True):
-        if not is_current(record, case):
+    for entry, case in zip(cache.fill(cases, is_current, None, on_progress), cases, strict=True):
+        if not is_current(entry, case):
             raise DataError(f"{case.image}: image or mask has changed since it was indexed; {_INDEX_AGAIN}")
 
 

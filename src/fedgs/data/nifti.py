@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from fedgs.errors import DataError, MissingExtraError
 
-__all__ = ["SUFFIXES", "Scan", "Space", "read_labels", "read_scan", "stem_of"]
+__all__ = ["SUFFIXES", "Scan", "Space", "read_labels", "read_scan", "read_space", "stem_of"]
 
 SUFFIXES = (".nii", ".nii.gz")
 
 _DEFLATED_AT_MOST = 1100
 """A byte of a compressed file gives at most 1,032 bytes."""
 
-_AXES = "RL", "AP", "SI"
+_PIECE = 2**21
 _LEAST_VOLUME = 1e-6
 _AS_NEAR = 1e-2
 
@@ -96,6 +96,16 @@ def read_scan(path: Path) -> Scan:
             "the volume out"
         )
     return Scan(space, voxels.reshape(space.shape), slope, intercept)
+
+
+def read_space(path: Path) -> Space:
+    """Reads where the voxels of a volume are, and nothing else.
+
+    Raises:
+        DataError: As for `read_scan`, as far as the header tells.
+        MissingExtraError: nibabel is not installed.
+    """
+    return _opened(path)[1]
 
 
 def read_labels(path: Path, of: Path, space: Space) -> NDArray[np.uint8]:
@@ -200,11 +210,29 @@ def _scaling(image: Any) -> tuple[float, float]:
 
 def _voxels(path: Path, image: Any) -> NDArray[Any]:
     try:
-        return np.asarray(image.dataobj.get_unscaled())
+        found = image.dataobj
+        is_compressed = path.suffix.lower() == ".gz"
+        return np.asarray(_decompressed(path, found) if is_compressed else found.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path}: cannot be read to its end ({error}); it is cut off or damaged, so get it again"
         ) from error
+
+
+def _decompressed(path: Path, found: Any) -> NDArray[Any]:
+    """Reads voxels piece by piece; at once, nibabel takes the memory of two volumes."""
+    from nibabel.openers import ImageOpener
+
+    voxels = np.empty(int(np.prod(found.shape, dtype=np.int64)) * found.dtype.itemsize, np.uint8)
+    with ImageOpener(path) as file:
+        file.seek(found.offset)
+        for start in range(0, voxels.size, _PIECE):
+            piece = file.read(min(_PIECE, voxels.size - start))
+            voxels[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+            if len(piece) < min(_PIECE, voxels.size - start):
+                raise EOFError(f"{start + len(piece):,} of {voxels.size:,} bytes are there")
+        file.read(1)  # only at the end of the stream its checksum is looked at
+    return np.asarray(voxels.view(found.dtype).reshape(found.shape, order="F"))
 
 
 def _by(numbers: Any) -> str:

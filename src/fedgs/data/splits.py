@@ -21,7 +21,17 @@ from fedgs.data.linked import linked_rows, near_rows
 from fedgs.errors import ConfigError, DataError, unknown_choice
 from fedgs.tables import read_csv
 
-__all__ = ["FOLDS", "PARTS", "Leaks", "leaks", "published_split", "read_split", "split_cases", "unknown_patients"]
+__all__ = [
+    "FOLDS",
+    "PARTS",
+    "Leaks",
+    "leaks",
+    "parts_of_volumes",
+    "published_split",
+    "read_split",
+    "split_cases",
+    "unknown_patients",
+]
 
 FOLDS = 5
 PARTS = ("train", "validation", "test_in", "test_out", "excluded")
@@ -150,6 +160,43 @@ def published_split(table: pd.DataFrame, *, fold: int, unseen_site: str | None =
         part[shuffled[:half]] = "test_in"
         part[shuffled[half:]] = "validation"
     return _with_parts(cases, part)
+
+
+def parts_of_volumes(
+    volumes: pd.DataFrame, table: pd.DataFrame, split: pd.DataFrame, *, fold: int, unseen_site: str | None
+) -> pd.Series:
+    """Gives every volume the part of its slices.
+
+    A volume of which no slice is used, as one without tumour, has that of the other volumes of its patient. Where there
+    are none it is `test_out` at the unseen site; elsewhere such volumes are dealt to the five folds in turn, and those
+    that this fold does not test are `train`, although nothing of them is trained on.
+
+    Args:
+        volumes: Columns site, volume and patient.
+        table: The index's table, with the column volume.
+        split: Parts of its rows.
+        fold: Fold that is tested.
+        unseen_site: Site that was left out, or None.
+
+    Returns:
+        Part by row of `volumes`.
+    """
+    rows = table.assign(part=split["part"].to_numpy())
+    of_volume = rows.groupby(["site", "volume"])["part"].first().to_dict()
+    of_patient = rows.groupby(["site", "patient"])["part"].first().to_dict()
+    dealt: dict[str, int] = {}
+
+    def part_of(site: str, volume: str, patient: str) -> str:
+        known = of_volume.get((site, volume)) or of_patient.get((site, patient))
+        if known:
+            return str(known)
+        if site == unseen_site:
+            return "test_out"
+        dealt[site] = dealt.get(site, -1) + 1
+        return "test_in" if dealt[site] % FOLDS == fold else "train"
+
+    columns = (volumes[name].tolist() for name in ("site", "volume", "patient"))
+    return pd.Series([part_of(*of) for of in zip(*columns, strict=True)], index=volumes.index, dtype=object)
 
 
 def leaks(table: pd.DataFrame, split: pd.DataFrame) -> Leaks:

@@ -17,6 +17,7 @@ __all__ = ["IndexSummary", "SiteSummary", "summarise"]
 
 Name = tuple[str, str]
 
+_LARGE_MM = 20
 _SHOWN = 3
 _WIDTH = 100
 _IMPLAUSIBLE_SHARE = 0.8
@@ -62,6 +63,7 @@ class IndexSummary:
         near_within: Groups of (site, case) that show the same picture in other pixels, each in one site.
         near_between: The same, each over several sites.
         oddities: What deserves a look, a sentence each.
+        volumes: What became of volumes, a sentence each; none where the source holds images.
     """
 
     sites: tuple[SiteSummary, ...]
@@ -71,6 +73,7 @@ class IndexSummary:
     near_within: tuple[tuple[Name, ...], ...]
     near_between: tuple[tuple[Name, ...], ...]
     oddities: tuple[str, ...]
+    volumes: tuple[str, ...] = ()
 
     @property
     def cases_without_patient(self) -> int:
@@ -100,6 +103,7 @@ def summarise(index: Index) -> IndexSummary:
             *(oddity for group in near for oddity in _oddities_of_group(group, sites)),
             *_oddities(table),
         ),
+        volumes=tuple(_volumes(index)),
     )
 
 
@@ -116,6 +120,28 @@ def _site(name: str, rows: pd.DataFrame) -> SiteSummary:
         empty_masks=int((rows["lesion_area"] == 0).sum()),
         sizes=tuple((width, height, count) for (width, height), count in sizes.most_common()),
     )
+
+
+def _volumes(index: Index) -> Iterator[str]:
+    """How many slices of how many volumes are used, and what a small slice tells of the lesion that it cuts."""
+    if index.volumes is None or index.slices is None:
+        return
+    found, rules = index.volumes, index.slices
+    how = "all" if rules.slices == "all" else f"those with more than {rules.least_pixels} pixels of the target"
+    slices = f"{found['slices'].sum():,} slices, of which {len(index):,} are used"
+    yield (
+        f"{len(found)} volumes of {slices}: {how}; the target "
+        f"has label {rules.label}, {rules.window[0]:g} to {rules.window[1]:g} are shown as black to white"
+    )
+    if unused := int((found["used"] == 0).sum()):
+        yield f"{unused} volumes have no slice that is used; they are scored as volumes all the same"
+    small = index.table[index.table["is_small"]]
+    if len(small):
+        large = int((small["diameter_mm"] > _LARGE_MM).sum())
+        yield (
+            f"Of {len(small):,} small slices {large:,} ({large / len(small):.0%}) cut a lesion of more than "
+            f"{_LARGE_MM} mm: such a slice is small because it meets the lesion at its end"
+        )
 
 
 def _duplicates(table: pd.DataFrame, column: str) -> Iterator[tuple[Name, ...]]:
@@ -162,6 +188,8 @@ def _oddities(table: pd.DataFrame) -> Iterator[str]:
     if table["channels"].nunique() > 1:
         yield f"grey and colour mixed: {_cases(table[table['channels'] == 1])} of {len(table)} are grey"
     with_lesion = table[table["lesion_area"] > 0].drop_duplicates("image_hash")
+    if "volume" in table:  # neighbouring slices may well have one mask
+        with_lesion = with_lesion.drop_duplicates(["site", "volume", "mask_hash"])
     for group in _duplicates(with_lesion, "mask_hash"):
         yield f"one mask for {len(group)} different images: {_names(group)}"
 
@@ -192,6 +220,7 @@ def _sentences(summary: IndexSummary) -> Iterator[str]:
     rule = summary.small_rule
     what = "its smallest lesion covers" if rule.kind == "components" else "its lesions together cover"
     yield f"small: {what} at most 1/{1 / rule.fraction:g} of the image; unknown: its patient is not known"
+    yield from summary.volumes
     if summary.cases_without_patient:
         yield (
             f"Patients are unknown for {summary.cases_without_patient:,} cases: parts of one site may share a patient "

@@ -1,4 +1,4 @@
-"""The two files that make a folder an index: index.json (settings) and index.csv (a row per case)."""
+"""The files that make a folder an index: index.json (settings), index.csv (images) and, for volumes, volumes.csv."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from typing import Any
 import pandas as pd
 
 from fedgs import tables
-from fedgs.data.cache import Record
+from fedgs.data.cache import Entry
+from fedgs.data.case import Case
 from fedgs.data.lesions import SmallRule
+from fedgs.data.volumes import SliceRules
 from fedgs.errors import DataError
 from fedgs.files import write_atomically
 
 __all__ = [
     "COLUMNS",
+    "OF_SLICES",
+    "OF_VOLUMES",
     "DamagedIndexError",
     "Settings",
     "flagged",
     "is_index",
     "make_table",
+    "make_volumes",
     "read_index",
     "read_settings",
     "write_index",
@@ -31,6 +36,7 @@ __all__ = [
 
 SETTINGS_FILE = "index.json"
 TABLE_FILE = "index.csv"
+VOLUMES_FILE = "volumes.csv"
 
 COLUMNS = (
     *("site", "case", "patient", "width", "height", "channels"),
@@ -39,8 +45,18 @@ COLUMNS = (
 )
 """Columns of index.csv; areas are pixels of the 512 x 512 mask, paths relative to the source."""
 
+OF_SLICES = ("volume", "slice", "diameter_mm")
+"""Further columns where the images are slices of volumes."""
+
+OF_VOLUMES = (
+    *("site", "volume", "patient", "slices", "used", "with_target", "rows", "columns"),
+    *("slice_mm", "row_mm", "column_mm", "target_ml", "image", "mask"),
+)
+"""Columns of volumes.csv."""
+
 _FORMAT = 4
-_TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "near_hash", "image", "mask")
+_TEXT = ("site", "case", "patient", "image_hash", "mask_hash", "near_hash", "image", "mask", "volume")
+_MEASURES = ("diameter_mm", "slice_mm", "row_mm", "column_mm", "target_ml")
 _FLAGS = ("is_small", "is_tiny", "is_mixed")
 
 
@@ -57,7 +73,8 @@ class Settings:
         adapter: Name of the adapter that found the cases.
         size: Height and width of the frames in the cache, in pixels.
         small_rule: The rule behind `is_small`, `is_tiny` and `is_mixed`.
-        table_hash: Hash of index.csv; None while indexing is under way.
+        slices: How volumes became images; None where the source holds images.
+        table_hash: Hash of index.csv and, for volumes, of volumes.csv; None while indexing is under way.
         format: Which version of the two files it is.
     """
 
@@ -65,6 +82,7 @@ class Settings:
     adapter: str
     size: int
     small_rule: SmallRule
+    slices: SliceRules | None = None
     table_hash: str | None = None
     format: int = _FORMAT
 
@@ -74,21 +92,45 @@ def is_index(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file()
 
 
-def make_table(
-    records: Sequence[Record], patients: Mapping[tuple[str, str], str | None], rule: SmallRule
-) -> pd.DataFrame:
+def make_table(entries: Sequence[Entry], cases: Sequence[Case], rule: SmallRule) -> pd.DataFrame:
     """Makes the table of an index.
 
     Args:
-        records: One per case, sorted by (site, case).
-        patients: Patient by (site, case), None where unknown.
-        rule: Decides which cases are small.
+        entries: Of the cases.
+        cases: As an adapter found them, sorted by (site, name).
+        rule: Decides which images are small.
 
     Returns:
-        A row per record with `COLUMNS`.
+        A row per image with `COLUMNS`, sorted by (site, case), and with `OF_SLICES` where they are slices. A volume
+        whose patient is unknown is taken to be of one of its own.
     """
-    rows = [asdict(record) | {"patient": patients[record.site, record.case]} for record in records]
-    return flagged(pd.DataFrame(rows), rule)[list(COLUMNS)]
+    rows = [
+        asdict(record) | {"patient": case.patient or record.volume or None}
+        for entry, case in zip(entries, cases, strict=True)
+        for record in entry.records
+    ]
+    columns = [*COLUMNS, *(OF_SLICES if any(case.slices for case in cases) else ())]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    return flagged(pd.DataFrame(rows), rule)[columns].sort_values(["site", "case"], ignore_index=True)
+
+
+def make_volumes(entries: Sequence[Entry], cases: Sequence[Case]) -> pd.DataFrame | None:
+    """Makes the table of the volumes, with a row also for those of which no slice is used; None where there are none.
+
+    Args:
+        entries: Of the cases.
+        cases: As an adapter found them.
+    """
+    rows = [
+        {"site": case.site, "volume": case.name, "patient": case.patient or case.name, "used": len(entry.records)}
+        | {"image": entry.image, "mask": entry.mask}
+        | dict(zip(("slice_mm", "row_mm", "column_mm"), entry.volume.spacing_mm, strict=True))
+        | {name: getattr(entry.volume, name) for name in ("slices", "with_target", "rows", "columns", "target_ml")}
+        for entry, case in zip(entries, cases, strict=True)
+        if entry.volume
+    ]
+    return pd.DataFrame(rows)[list(OF_VOLUMES)] if rows else None
 
 
 def flagged(table: pd.DataFrame, rule: SmallRule) -> pd.DataFrame:
@@ -105,19 +147,23 @@ def flagged(table: pd.DataFrame, rule: SmallRule) -> pd.DataFrame:
     return table.assign(**pd.DataFrame(flags, table.index, _FLAGS, dtype=bool))
 
 
-def write_index(folder: Path, settings: Settings, table: pd.DataFrame | None) -> None:
-    """Writes settings, then the table; both atomically and only where they change.
+def write_index(
+    folder: Path, settings: Settings, table: pd.DataFrame | None, volumes: pd.DataFrame | None = None
+) -> None:
+    """Writes settings, then the tables; all atomically and only where they change.
 
     Args:
         folder: Folder of the index.
-        settings: Their `table_hash` is set to that of the table, their `format` to this version's.
-        table: None while indexing is under way.
+        settings: Their `table_hash` is set to that of the tables, their `format` to this version's.
+        table: Of the images; None while indexing is under way.
+        volumes: Of the volumes, where there are any.
     """
-    text = None if table is None else tables.as_csv(table)
-    content = asdict(settings) | {"format": _FORMAT, "table_hash": None if text is None else _hash(text)}
+    tables_ = {TABLE_FILE: table, VOLUMES_FILE: volumes}
+    texts = {name: tables.as_csv(found) for name, found in tables_.items() if found is not None}
+    content = asdict(settings) | {"format": _FORMAT, "table_hash": _hash("".join(texts.values())) if texts else None}
     _write(folder / SETTINGS_FILE, _sealed(content))
-    if text is not None:
-        _write(folder / TABLE_FILE, text)
+    for name, text in texts.items():
+        _write(folder / name, text)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -140,19 +186,21 @@ def read_settings(folder: Path) -> Settings:
         content.pop("checksum")
         if _sealed(content) != text:
             raise ValueError("checksum")
-        rule = SmallRule(**content["small_rule"])
+        slices = content.pop("slices", None)
         return Settings(
-            content["source"], content["adapter"], content["size"], rule, content["table_hash"], content["format"]
+            **content
+            | {"small_rule": SmallRule(**content["small_rule"])}
+            | {"slices": slices and SliceRules(**slices | {"window": tuple(slices["window"])})}
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedIndexError(f"{path}: was altered or damaged; run 'fedgs index' again") from error
 
 
-def read_index(folder: Path) -> tuple[Settings, pd.DataFrame]:
-    """Reads settings and table.
+def read_index(folder: Path) -> tuple[Settings, pd.DataFrame, pd.DataFrame | None]:
+    """Reads settings, the table of the images and, where there are volumes, theirs.
 
     Raises:
-        DamagedIndexError: The table is missing, was not written together with the settings, or is of an older version.
+        DamagedIndexError: A table is missing, was not written together with the settings, or is of an older version.
         DataError: The folder is no index, or one of a newer version.
     """
     settings, path = read_settings(folder), folder / TABLE_FILE
@@ -161,12 +209,19 @@ def read_index(folder: Path) -> tuple[Settings, pd.DataFrame]:
             f"{folder}: was made by an older version of fedgs (format {settings.format}, this one reads {_FORMAT}); "
             f"run 'fedgs index' again on {settings.source}"
         )
-    if settings.table_hash is None or not path.is_file():
+    paths = [path, *([folder / VOLUMES_FILE] if settings.slices else [])]
+    if settings.table_hash is None or not all(each.is_file() for each in paths):
         raise DamagedIndexError(f"{folder}: indexing was not finished; run 'fedgs index' again, it goes on from there")
-    if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != settings.table_hash:
+    if _hash(*(each.read_bytes() for each in paths)) != settings.table_hash:
         raise DamagedIndexError(f"{path}: was altered or damaged; run 'fedgs index' again, which takes seconds")
-    table = tables.read_csv(path, {name: bool if name in _FLAGS else int for name in COLUMNS if name not in _TEXT})
-    return settings, table.assign(patient=table["patient"].where(table["patient"] != "", None))
+    images = _read(path, (*COLUMNS, *(OF_SLICES if settings.slices else ())))
+    volumes = _read(folder / VOLUMES_FILE, OF_VOLUMES) if settings.slices else None
+    return settings, images.assign(patient=images["patient"].where(images["patient"] != "", None)), volumes
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    kinds = {name: bool if name in _FLAGS else float if name in _MEASURES else int for name in columns}
+    return tables.read_csv(path, {name: kind for name, kind in kinds.items() if name not in _TEXT})
 
 
 def _sealed(content: Mapping[str, Any]) -> str:
@@ -179,5 +234,6 @@ def _write(path: Path, text: str) -> None:
         write_atomically(path, text)
 
 
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _hash(*contents: str | bytes) -> str:
+    together = b"".join(each.encode() if isinstance(each, str) else each for each in contents)
+    return hashlib.blake2b(together, digest_size=16).hexdigest()

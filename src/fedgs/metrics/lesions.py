@@ -20,7 +20,9 @@ from scipy.sparse.csgraph import connected_components
 
 from fedgs.metrics.masks import Mask, box_around, require_pair
 
-__all__ = ["Detected", "Overlaps", "lesion_overlaps", "match_lesions"]
+__all__ = ["Detected", "Overlaps", "lesion_overlaps", "match_lesions", "matched_pairs"]
+
+Numbers = NDArray[np.int64]
 
 _ROUNDING = 1 + 1e-9
 _TIES = (1e-9, 1e-11, 1e-13)
@@ -108,24 +110,41 @@ def match_lesions(overlaps: Overlaps, *, above: float, small: float = 1 / 150) -
         above: IoU that a match exceeds, in [0, 1).
         small: Largest share of the image that a small lesion covers.
     """
-    keep = overlaps.iou > above
-    true, predicted, iou = overlaps.true[keep], overlaps.predicted[keep], overlaps.iou[keep]
     shape = (len(overlaps.true_areas), len(overlaps.predicted_areas))
     limit = small * overlaps.size * _ROUNDING
     small_true, small_predicted = overlaps.true_areas <= limit, overlaps.predicted_areas <= limit
-    gain = iou + _TIES[0] + _TIES[1] * small_true[true] + _TIES[2] * small_predicted[predicted]
-    groups = _conflicts(true, predicted, shape)
-    chosen = np.array([pair for group in groups for pair in _best(group, true, predicted, gain)], dtype=int)
+    true, predicted = matched_pairs(overlaps, above=above, small=small)
     matched = np.zeros(shape[1], dtype=bool)
-    matched[predicted[chosen]] = True
+    matched[predicted] = True
     return Detected(
         lesions=shape[0],
         predicted=shape[1],
-        found=len(chosen),
+        found=len(true),
         lesions_small=int(small_true.sum()),
-        found_small=int(small_true[true[chosen]].sum()),
+        found_small=int(small_true[true].sum()),
         false_small=int((small_predicted & ~matched).sum()),
     )
+
+
+def matched_pairs(overlaps: Overlaps, *, above: float, small: float = 1 / 150) -> tuple[Numbers, Numbers]:
+    """Gives the lesions that `match_lesions` matches.
+
+    Args:
+        overlaps: What `lesion_overlaps` returned.
+        above: IoU that a match exceeds, in [0, 1).
+        small: Largest share of the image that a small lesion covers; it decides between equal matchings alone.
+
+    Returns:
+        Numbers of the true and of the predicted lesions, from 0, pair by pair.
+    """
+    keep = overlaps.iou > above
+    true, predicted, iou = overlaps.true[keep], overlaps.predicted[keep], overlaps.iou[keep]
+    limit = small * overlaps.size * _ROUNDING
+    small_true, small_predicted = overlaps.true_areas <= limit, overlaps.predicted_areas <= limit
+    gain = iou + _TIES[0] + _TIES[1] * small_true[true] + _TIES[2] * small_predicted[predicted]
+    groups = _conflicts(true, predicted, (len(overlaps.true_areas), len(overlaps.predicted_areas)))
+    chosen = np.array([pair for group in groups for pair in _best(group, true, predicted, gain)], dtype=int)
+    return true[chosen], predicted[chosen]
 
 
 def _labels(mask: Mask, structure: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
