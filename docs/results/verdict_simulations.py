@@ -93,10 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=HERE / "verdict-simulations")
+    parser.add_argument("--only", help="one table, so that several processes can draw one each")
     options = parser.parse_args()
     options.out.mkdir(exist_ok=True)
     tables: dict[str, list[dict[str, Any]]] = {}
     for table, design, spread, given in wanted():
+        if options.only not in (None, table):
+            continue
         about = {"studies": options.studies, **asdict(design), **asdict(spread), **given}
         tables.setdefault(table, []).append(json.loads(json.dumps(about)))
         path = options.out / f"{table}.jsonl"

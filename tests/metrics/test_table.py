@@ -142,7 +142,7 @@ def test_two_rounds_at_once_are_refused():
 
 @pytest.mark.parametrize("value", [np.nan, -0.1, 1.1, np.inf])
 def test_a_dice_that_cannot_be_is_refused(value):
-    with pytest.raises(DataError, match=r"expects Dice in \[0, 1\], but site 'C1', case 'case-0' has"):
+    with pytest.raises(DataError, match=r"expected Dice in \[0, 1\], but site 'C1', case 'case-0' has"):
         summarise(table([("C1", "tiny", value, 0)]))
 
 
