@@ -17,8 +17,8 @@ MOST_PIXELS = 1024
 """Longer side of a picture at most; larger ones are scaled down."""
 
 _LINE, _CASING = (47, 224, 255), (0, 0, 0)
-_WIDTH = 1 / 350
-"""Of the line, as a share of the longer side."""
+_WIDTH = 1 / 600
+"""Half the width of the line, as a share of the longer side."""
 
 
 def fitted(
@@ -54,8 +54,8 @@ def draw_overlay(picture: NDArray[np.uint8], marked: NDArray[np.bool_]) -> bytes
     if marked.any():
         width = max(1, round(max(marked.shape) * _WIDTH))
         distance = ndimage.distance_transform_edt(~marked)
-        drawn[(distance > 0) & (distance < 2 * width + 1)] = _CASING
-        drawn[(distance > width / 2) & (distance < 3 * width / 2 + 1)] = _LINE
+        drawn[(distance > 0) & (distance <= 4 * width)] = _CASING
+        drawn[(distance > width) & (distance <= 3 * width)] = _LINE
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG")
     return buffer.getvalue()
