@@ -97,7 +97,7 @@ def test_an_output_folder_beside_a_file_is_not_beside_its_mask(tmp_path: Path) -
 def test_what_cannot_be_an_input_is_refused(tmp_path: Path) -> None:
     out, folder = tmp_path / "out", touched(tmp_path / "in", "notes.txt")
     for path, says in (
-        (folder, r"holds 1 other files, such as 'notes.txt'; expected images \(.bmp"),
+        (folder, r"holds only other files, such as 'notes.txt'; expected images \(.bmp"),
         (folder / "notes.txt", r"notes.txt: is of a kind that fedgs does not read; expected images"),
         (tmp_path / "no", r"no: no such file or folder; give images"),
     ):

@@ -90,7 +90,7 @@ def _in_folder(folder: Path) -> tuple[list[Source], list[Path]]:
         sources += found
         others += rest
     if not sources:
-        seen = f"{len(others)} other files, such as '{others[0].name}'" if others else "no file"
+        seen = f"only other files, such as '{others[0].name}'" if others else "no file"
         raise DataError(f"{folder}: holds {seen}; expected {_kinds_in_words()}")
     return sources, others
 
