@@ -89,7 +89,7 @@ def test_altered_books_are_refused(some: Path, runs: tuple[Path, ...], tmp_path:
     fedgs.predict(runs[1], some, out, PLAIN)
     books = out / "predictions.json"
     books.write_text(books.read_text().replace("0.5", "0.6"))
-    with pytest.raises(CheckpointError, match="predictions.json: its checksum does not match"):
+    with pytest.raises(CheckpointError, match=r"predictions.json: its checksum does not match"):
         fedgs.predict(runs[1], some, out, Options(checkpoint="last", threshold=0.6), resume=True)
 
 

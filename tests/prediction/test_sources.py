@@ -112,6 +112,6 @@ def test_what_cannot_be_an_input_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
     folder = touched(tmp_path / "in", "a.png")
-    os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
+    (folder / "a.png").rename(folder / os.fsdecode(b"\xff.png"))
     with pytest.raises(DataError, match=r"udcff.png' in it is no UTF-8 and can stand in no table; rename it"):
         find_inputs([folder], tmp_path / "out", Options())

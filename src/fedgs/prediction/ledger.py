@@ -117,7 +117,7 @@ class Ledger:
 
     def write_table(self, failed: Iterable[Failed]) -> pd.DataFrame:
         """Writes predictions.csv: everything that is done, and what failed this time."""
-        problems = [{"input": each.source.name, "problem": each.reason} for each in failed]
+        problems = [{"input": each.source.name, "mask": "", "problem": each.reason} for each in failed]
         failed_now = {problem["input"] for problem in problems}
         done = [entry | {"problem": ""} for name, entry in self._done.items() if name not in failed_now]
         rows = sorted([*done, *problems], key=lambda row: str(row["input"]))
@@ -125,7 +125,6 @@ class Ledger:
         counts = dict.fromkeys(("lesions", "lesion_pixels"), "Int64")
         numbers = dict.fromkeys(("lesion_area_mm2", "lesion_volume_ml", "confidence", "seconds"), "Float64")
         table = table.astype(counts | numbers)
-        table["mask"] = table["mask"].fillna("")
         write_atomically(self._folder / _TABLE, as_csv(table))
         return table
 
