@@ -27,17 +27,27 @@ from fedgs.run_folder import RunFolder
 from fedgs.scoring import networks_for
 from fedgs.tensors import Tensors
 
-__all__ = ["Networks", "describe_networks", "read_networks"]
+__all__ = ["Member", "Networks", "read_networks"]
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes of images that are mirrored: none, left and right, top and bottom, both."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
-    finished: Finished
+class Member:
+    """One of the networks.
+
+    Attributes:
+        model: In evaluation mode.
+        precision: ``"fp32"`` or ``"bf16"``, in words.
+        autocast: Type of the activations; None computes in the type of the weights.
+        weights: Checksum of the checkpoint that they are from.
+    """
+
     model: Module
+    precision: str
     autocast: torch.dtype | None
+    weights: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class Networks:
         tta: Whether they look at flipped images too.
     """
 
-    members: Sequence[_Member]
+    members: Sequence[Member]
     size: int
     channels: int
     batch_size: int
@@ -82,6 +92,10 @@ class Networks:
                 found = lesion_probabilities(member.model, turned, member.autocast)
                 yield found.flip(axes) if axes else found
 
+    def about(self) -> list[dict[str, str]]:
+        """Tells these networks from others: by the content of their checkpoints, wherever they lie."""
+        return [{"weights": member.weights, "precision": member.precision} for member in self.members]
+
 
 def read_networks(runs: Sequence[Path], options: Options) -> Networks:
     """Reads the networks of finished runs.
@@ -97,12 +111,12 @@ def read_networks(runs: Sequence[Path], options: Options) -> Networks:
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise ConfigError("a run is given twice; an ensemble is of different runs, so give each once")
-    members = [_read_member(RunFolder(run), options) for run in runs]
-    first = members[0].finished
-    for member in members[1:]:
-        _require_alike(first, member.finished)
+    finished = [_read(RunFolder(run), options) for run in runs]
+    first = finished[0]
+    for other in finished[1:]:
+        _require_alike(first, other)
     return Networks(
-        members=members,
+        members=[_member(each, options) for each in finished],
         size=first.config.data.size,
         channels=first.channels,
         batch_size=options.batch_size or first.config.training.batch_size,
@@ -111,25 +125,18 @@ def read_networks(runs: Sequence[Path], options: Options) -> Networks:
     )
 
 
-def describe_networks(networks: Networks, options: Options) -> list[dict[str, Any]]:
-    """Tells these networks from others: by the content of their checkpoints, wherever they lie."""
-    described = []
-    for member in networks.members:
-        path = member.finished.folder.checkpoint(options.checkpoint)
-        with path.open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
-        described.append({"weights": weights, "precision": member.finished.config.training.precision})
-    return described
-
-
-def _read_member(folder: RunFolder, options: Options) -> _Member:
+def _read(folder: RunFolder, options: Options) -> Finished:
     changes = {"device": options.device} | ({"precision": options.precision} if options.precision else {})
-    config = resolve(configure(folder.config(), **changes))
-    finished = read_finished(folder, config, options.checkpoint)
+    return read_finished(folder, resolve(configure(folder.config(), **changes)), options.checkpoint)
+
+
+def _member(finished: Finished, options: Options) -> Member:
     model = finished.network()
     load(model, finished.state.server, _own_parts(finished, options.site))
     model.eval()
-    return _Member(finished, model, autocast_of(config))
+    with finished.folder.checkpoint(options.checkpoint).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return Member(model, finished.config.training.precision, autocast_of(finished.config), weights)
 
 
 def _own_parts(finished: Finished, site: str | None) -> Tensors:

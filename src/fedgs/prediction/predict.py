@@ -13,7 +13,7 @@ from fedgs.errors import ConfigError, DataError
 from fedgs.locks import locked
 from fedgs.prediction.kind import Source
 from fedgs.prediction.ledger import Ledger
-from fedgs.prediction.networks import Networks, describe_networks, read_networks
+from fedgs.prediction.networks import Networks, read_networks
 from fedgs.prediction.options import Options
 from fedgs.prediction.overlay import fitted
 from fedgs.prediction.pipeline import Failed, predict_sources
@@ -85,7 +85,7 @@ def predict(
         raise ConfigError("no run; give the folder of a finished one")
     found = find_inputs(paths, place, options)
     networks = read_networks(folders, options)
-    made_by = {"networks": describe_networks(networks, options), **options.of_masks()}
+    made_by = {"networks": networks.about(), **options.of_masks()}
     ledger = Ledger(place, made_by)
     with locked(place):
         ledger.begin(resume=resume)
