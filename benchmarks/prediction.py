@@ -17,7 +17,7 @@ from fedgs import models
 from fedgs.data.augment import denormalise
 from fedgs.evaluation import lesion_probabilities
 from fedgs.prediction.networks import Member, Networks
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 from fedgs.prediction.pipeline import Predicted, predict_sources
 from fedgs.prediction.sources import find_inputs
 
@@ -28,7 +28,7 @@ def run(*, quick: bool) -> Iterator[Row]:
     """Measures float32, and bf16 where the processor has it; quick at 256 px."""
     size, count = 256 if quick else SIZE, 2 * BATCH
     announce("a UTNet is trained for a moment, and frames are drawn")
-    state = trained("utnet", 5 if quick else 60)
+    state = trained("utnet", 5 if quick else 20)
     with tempfile.TemporaryDirectory() as folder:
         source, images = Path(folder) / "frames", discs(torch.Generator().manual_seed(7), count, size).images
         _write(source, images)
@@ -49,12 +49,12 @@ def _write(folder: Path, images: Tensor) -> None:
 
 
 def _row(networks: Networks, images: Tensor, source: Path, out: Path, repeats: int) -> Row:
-    sources = find_inputs([source], out, Options()).sources
+    sources = find_inputs([source], out, PredictOptions()).sources
     marked = 0
 
     def predict() -> None:
         nonlocal marked
-        outcomes = list(predict_sources(sources, networks, Options(), out))
+        outcomes = list(predict_sources(sources, networks, PredictOptions(), out))
         marked = sum(outcome.pixels for outcome in outcomes if isinstance(outcome, Predicted))
 
     found = paired({"ours": predict, "bare": lambda: _look(networks, images.split(BATCH))}, repeats=repeats, warmup=1)

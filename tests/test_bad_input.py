@@ -142,6 +142,8 @@ ROWS |= {
         "train --data {p.data} --out {p.tmp}/out --split {p.tmp}/loop",
         "report {p.tmp}/loop",
         "evaluate {p.run} --data {p.tmp}/loop",
+        "predict {p.run} {p.tmp}/loop --out {p.tmp}/out",
+        "predict {p.run} {p.data} --out {p.tmp}/loop",
     )
 }
 

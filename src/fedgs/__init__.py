@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedgs.errors import FedgsError
     from fedgs.experiment import train
     from fedgs.external import evaluate
-    from fedgs.prediction.options import Options
+    from fedgs.prediction.options import PredictOptions
     from fedgs.prediction.predict import predict
     from fedgs.report.html import write_report
     from fedgs.scaled_update import ScaledUpdate
@@ -36,7 +36,7 @@ _HOMES = {
     "Global": "core",
     "Index": "data.index",
     "LocalRule": "core",
-    "Options": "prediction.options",
+    "PredictOptions": "prediction.options",
     "RunConfig": "config",
     "ScaledUpdate": "scaled_update",
     "Site": "core",
@@ -69,7 +69,7 @@ __all__ = [
     "Global",
     "Index",
     "LocalRule",
-    "Options",
+    "PredictOptions",
     "RunConfig",
     "ScaledUpdate",
     "Site",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgs import Options
+from fedgs import PredictOptions
 from fedgs.errors import DataError
 from fedgs.prediction import pipeline
 from fedgs.prediction.kind import Found, Kind, Mask, Source
@@ -81,7 +81,7 @@ def sources_of(made: Kind, count: int) -> list[Source]:
 def test_every_slice_comes_back_to_its_place(batch_size: int, tmp_path: Path) -> None:
     slices, networks = (1, 3, 5, 1, 7), echo(batch_size)
     made = sources_of(kind(slices, {}), len(slices))
-    options = Options(threshold=12.5 / 255, probabilities=True)
+    options = PredictOptions(threshold=12.5 / 255, probabilities=True)
     outcomes = list(predict_sources(made, networks, options, tmp_path))
     assert [outcome.source for outcome in outcomes] == made
     assert networks.seen == [batch_size] * (17 // batch_size) + [17 % batch_size] * bool(17 % batch_size)
@@ -102,7 +102,7 @@ def test_every_slice_comes_back_to_its_place(batch_size: int, tmp_path: Path) ->
 def test_an_input_that_breaks_in_the_middle_does_not_harm_the_others(tmp_path: Path) -> None:
     slices = (3, 3, 3, 3)
     made = sources_of(kind(slices, {1: 2, 3: 0}), 4)
-    outcomes = list(predict_sources(made, echo(2), Options(), tmp_path))
+    outcomes = list(predict_sources(made, echo(2), PredictOptions(), tmp_path))
     reasons = [outcome.reason if isinstance(outcome, Failed) else None for outcome in outcomes]
     assert reasons == [None, "cut short at slice 2", None, "cut short at slice 0"]
     assert {path.name for path in tmp_path.iterdir()} == {"0.mask", "2.mask"}
@@ -116,7 +116,7 @@ def test_what_is_no_number_is_named(tmp_path: Path) -> None:
             return found
 
     networks = Diverged([], size=4, channels=1, batch_size=1, device=torch.device("cpu"), tta=False)
-    (outcome,) = predict_sources(sources_of(kind((1,), {}), 1), networks, Options(), tmp_path)
+    (outcome,) = predict_sources(sources_of(kind((1,), {}), 1), networks, PredictOptions(), tmp_path)
     assert isinstance(outcome, Failed)
     assert "what is no number; its training has diverged: take another checkpoint" in outcome.reason
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +134,7 @@ def test_few_inputs_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         return made.read(*arguments)
 
     counting = Kind(**{name: getattr(made, name) for name in Kind.__dataclass_fields__} | {"read": count_opened})
-    for _ in predict_sources(sources_of(counting, 200), echo(4), Options(), tmp_path):
+    for _ in predict_sources(sources_of(counting, 200), echo(4), PredictOptions(), tmp_path):
         written += 1
     assert opened == 200
     assert most <= 4 * 4 + 8
@@ -153,6 +153,6 @@ def test_a_disk_that_is_full_stops_everything_and_leaves_nothing_by_half(
     before = threading.active_count()
     done = []
     with pytest.raises(OSError, match="No space left"):
-        done += predict_sources(sources_of(kind([1] * 50, {}), 50), echo(4), Options(), tmp_path)
+        done += predict_sources(sources_of(kind([1] * 50, {}), 50), echo(4), PredictOptions(), tmp_path)
     assert threading.active_count() == before
     assert len(list(tmp_path.iterdir())) < 20

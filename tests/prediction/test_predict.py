@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 import fedgs
-from fedgs import Options
+from fedgs import PredictOptions
 from fedgs.data.index import open_data
 from fedgs.metrics.functional import confusion, dice
 from fedgs.metrics.table import read_scores
 from fedgs.run_folder import RunFolder
 from predicted import levels_at, mask_at, of_all
 
-LAST = Options(checkpoint="last")
+LAST = PredictOptions(checkpoint="last")
 
 
 def test_the_test_cases_of_a_run_are_scored_as_it_scored_them(frames: Path, runs: tuple[Path, ...], tmp_path: Path):
@@ -50,7 +50,7 @@ def test_a_site_is_segmented_by_its_own_parts(frames: Path, runs: tuple[Path, ..
     probabilities = {}
     for site in ("Alder", "Birch"):
         out = tmp_path / site
-        fedgs.predict(run, frames, out, Options(checkpoint="last", site=site, probabilities=True))
+        fedgs.predict(run, frames, out, PredictOptions(checkpoint="last", site=site, probabilities=True))
         probabilities[site] = of_all(out, "probabilities")
         for case in tested[tested["site"] == site].itertuples():
             image = Path(str(index.table["image"].iat[rows[site, case.case]]))
@@ -82,7 +82,7 @@ def test_nothing_is_written_to_the_input_and_folders_are_kept(
     some: Path, runs: tuple[Path, ...], tmp_path: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in some.rglob("*")}
-    made = fedgs.predict(runs[1], some, tmp_path / "out", Options(overlay=True, probabilities=True), report=True)
+    made = fedgs.predict(runs[1], some, tmp_path / "out", PredictOptions(overlay=True, probabilities=True), report=True)
     assert before == {path: path.stat().st_mtime_ns for path in some.rglob("*")}
     wanted = {path.relative_to(some).with_suffix(".png").as_posix() for path in some.rglob("*.*")}
     assert {*of_all(tmp_path / "out")} == wanted
@@ -96,7 +96,7 @@ def test_nothing_is_written_to_the_input_and_folders_are_kept(
 def test_the_table_counts_what_is_in_the_masks(frames: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
     from scipy import ndimage
 
-    made = fedgs.predict(runs[1], frames, tmp_path / "out", Options(probabilities=True))
+    made = fedgs.predict(runs[1], frames, tmp_path / "out", PredictOptions(probabilities=True))
     assert (made.table["lesions"] > 0).any()
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     for row in table.itertuples():
@@ -115,7 +115,7 @@ def test_a_mask_is_where_the_probability_exceeds_the_threshold(
     masks = {}
     for threshold in (0.2, 0.5, 0.8):
         out = tmp_path / str(threshold)
-        fedgs.predict(runs[1], some, out, Options(threshold=threshold, probabilities=True))
+        fedgs.predict(runs[1], some, out, PredictOptions(threshold=threshold, probabilities=True))
         masks[threshold], probabilities = of_all(out), of_all(out, "probabilities")
         for name, mask in masks[threshold].items():
             clear = np.abs(probabilities[name] - threshold * 65535) > 1
@@ -129,14 +129,16 @@ def test_a_mask_is_where_the_probability_exceeds_the_threshold(
 def test_how_many_images_go_at_a_time_changes_nothing(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
     made = []
     for batch_size in (1, 3, 50):
-        fedgs.predict(runs[1], some, tmp_path / str(batch_size), Options(batch_size=batch_size, probabilities=True))
+        fedgs.predict(
+            runs[1], some, tmp_path / str(batch_size), PredictOptions(batch_size=batch_size, probabilities=True)
+        )
         made.append(of_all(tmp_path / str(batch_size), "probabilities"))
     for name, one in made[0].items():
         assert all(np.abs(other[name] - one).max() <= 2 for other in made[1:])
 
 
 def test_an_ensemble_is_the_mean_of_its_runs_in_any_order(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
-    options = Options(checkpoint="last", probabilities=True)
+    options = PredictOptions(checkpoint="last", probabilities=True)
     one, other, both, turned, twice = (tmp_path / name for name in ("one", "other", "both", "turned", "twice"))
     copy = shutil.copytree(runs[1], tmp_path / "copy")
     for out, members in (
@@ -162,7 +164,7 @@ def test_with_tta_a_flipped_image_gets_the_flipped_mask(some: Path, runs: tuple[
         (image.transpose(flip) if flip is not None else image).save(tmp_path / "flipped" / f"{name}.png")
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     for out, tta in ((plain, False), (averaged, True)):
-        fedgs.predict(runs[1], tmp_path / "flipped", out, Options(tta=tta, probabilities=True))
+        fedgs.predict(runs[1], tmp_path / "flipped", out, PredictOptions(tta=tta, probabilities=True))
     with_tta, without = of_all(averaged, "probabilities"), of_all(plain, "probabilities")
     apart = {"h.png": lambda one: one[:, ::-1], "v.png": lambda one: one[::-1]}
     for name, flipped in apart.items():
@@ -177,7 +179,7 @@ def test_small_and_second_lesions_are_dropped_where_that_is_asked_for(
 ) -> None:
     def counted(**options: object) -> pd.DataFrame:
         out = tmp_path / repr(options)
-        return fedgs.predict(runs[1], frames, out, Options(threshold=0.3, **options)).table.set_index("input")
+        return fedgs.predict(runs[1], frames, out, PredictOptions(threshold=0.3, **options)).table.set_index("input")
 
     plain, few, one = counted(), counted(min_lesion=30), counted(largest_component=True)
     assert (plain["lesions"] > 1).any()
@@ -189,8 +191,8 @@ def test_small_and_second_lesions_are_dropped_where_that_is_asked_for(
 
 def test_precision_is_the_runs_unless_another_is_asked_for(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
-        fedgs.predict(runs[1], some, tmp_path / precision, Options(precision=precision, probabilities=True))
-    fedgs.predict(runs[1], some, tmp_path / "run", Options(probabilities=True))
+        fedgs.predict(runs[1], some, tmp_path / precision, PredictOptions(precision=precision, probabilities=True))
+    fedgs.predict(runs[1], some, tmp_path / "run", PredictOptions(probabilities=True))
     found = {name: of_all(tmp_path / name, "probabilities") for name in ("fp32", "bf16", "run")}
     assert RunFolder(runs[1]).config().training.precision == "fp32"
     for name, one in found["run"].items():

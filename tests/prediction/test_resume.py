@@ -12,11 +12,11 @@ from PIL import Image
 import fedgs
 from faults import WRITE, Instant
 from faults import run as run_with_fault
-from fedgs import Options
+from fedgs import PredictOptions
 from fedgs.errors import CheckpointError, ConfigError
 from predicted import of_all
 
-PLAIN = Options(checkpoint="last")
+PLAIN = PredictOptions(checkpoint="last")
 
 
 def table_at(out: Path) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def test_what_is_new_missing_or_changed_is_made(some: Path, runs: tuple[Path, ..
 def test_pictures_that_were_not_wanted_before_are_added(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     fedgs.predict(runs[1], some, out, PLAIN)
-    more = Options(checkpoint="last", overlay=True)
+    more = PredictOptions(checkpoint="last", overlay=True)
     assert fedgs.predict(runs[1], some, out, more, resume=True).skipped == 0
     assert fedgs.predict(runs[1], some, out, more, resume=True).skipped == 5
     assert len(of_all(out, "overlays")) == 5
@@ -73,15 +73,19 @@ def test_masks_of_other_networks_or_options_are_not_mixed(some: Path, runs: tupl
     for members, options, says in (
         (runs[:1], PLAIN, "other networks"),
         (runs, PLAIN, "other networks"),
-        (runs[1:], Options(checkpoint="last", precision="bf16"), "other networks"),
-        (runs[1:], Options(checkpoint="last", threshold=0.4, tta=True), "threshold 0.5 rather than 0.4; tta False"),
-        (runs[1:], Options(checkpoint="last", min_lesion=3), "min_lesion 0 rather than 3"),
+        (runs[1:], PredictOptions(checkpoint="last", precision="bf16"), "other networks"),
+        (
+            runs[1:],
+            PredictOptions(checkpoint="last", threshold=0.4, tta=True),
+            "threshold 0.5 rather than 0.4; tta False",
+        ),
+        (runs[1:], PredictOptions(checkpoint="last", min_lesion=3), "min_lesion 0 rather than 3"),
     ):
         with pytest.raises(ConfigError, match=says):
             fedgs.predict(members, some, out, options, resume=True)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     moved = shutil.copytree(runs[1], tmp_path / "moved")
-    assert fedgs.predict(moved, some, out, Options(checkpoint="last", batch_size=2), resume=True).skipped == 5
+    assert fedgs.predict(moved, some, out, PredictOptions(checkpoint="last", batch_size=2), resume=True).skipped == 5
 
 
 def test_altered_books_are_refused(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_altered_books_are_refused(some: Path, runs: tuple[Path, ...], tmp_path:
     books = out / "predictions.json"
     books.write_text(books.read_text().replace("0.5", "0.6"))
     with pytest.raises(CheckpointError, match=r"predictions.json: its checksum does not match"):
-        fedgs.predict(runs[1], some, out, Options(checkpoint="last", threshold=0.6), resume=True)
+        fedgs.predict(runs[1], some, out, PredictOptions(checkpoint="last", threshold=0.6), resume=True)
 
 
 def test_an_input_that_failed_is_tried_again(some: Path, runs: tuple[Path, ...], tmp_path: Path) -> None:

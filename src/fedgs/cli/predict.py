@@ -73,10 +73,10 @@ def predict(
     INPUT is an image, or a folder that is searched to its depth; masks lie in --out as the images lie in their folder.
     An image that cannot be segmented is named at the end and does not stop the others; the exit code is then 3.
     """
-    from fedgs.prediction.options import Options
+    from fedgs.prediction.options import PredictOptions
     from fedgs.prediction.predict import predict as predict_
 
-    options, console = Options(**given), make_console()
+    options, console = PredictOptions(**given), make_console()
     try:
         with counting(console, "predicting") as on_case:
             made = predict_([run, *ensemble], inputs, out, options, resume=resume, report=report, on_case=on_case)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 
 __all__ = ["Found", "Kind", "Mask", "Probabilities", "Reading", "Source"]
 
@@ -121,7 +121,7 @@ class Source:
         """Where its probabilities go."""
         return self._named("probabilities" / self.place, self.kind.probability_suffix)
 
-    def places(self, options: Options) -> tuple[PurePath, ...]:
+    def places(self, options: PredictOptions) -> tuple[PurePath, ...]:
         """Where everything goes that is wanted of it."""
         wanted = ((True, self.mask), (options.overlay, self.overlay), (options.probabilities, self.probabilities))
         return tuple(place for is_wanted, place in wanted if is_wanted)

@@ -13,7 +13,7 @@ from fedgs.errors import ConfigError, understood
 from fedgs.files import TEMPORARY_SUFFIX, append, read_json, sealed, write_atomically, write_json
 from fedgs.locks import LOCK_FILE
 from fedgs.prediction.kind import Source
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 from fedgs.prediction.pipeline import Failed, Predicted
 from fedgs.tables import as_csv
 
@@ -91,7 +91,7 @@ class Ledger:
             entries = [dict(json.loads(line)) for line in lines]
             return {str(entry["input"]): entry for entry in entries}
 
-    def has(self, source: Source, options: Options) -> bool:
+    def has(self, source: Source, options: PredictOptions) -> bool:
         """Whether everything that is wanted of an input is there, and the input is the one that it was made of."""
         entry = self._done.get(source.name)
         if entry is None or not entry["files"] or entry["files"] != _fingerprint(source):

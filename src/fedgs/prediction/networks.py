@@ -22,7 +22,7 @@ from fedgs.errors import ConfigError, unknown_choice
 from fedgs.evaluation import lesion_probabilities
 from fedgs.finished import Finished, read_finished
 from fedgs.own import own_in, personal_in
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 from fedgs.run_folder import RunFolder
 from fedgs.scoring import networks_for
 from fedgs.tensors import Tensors
@@ -97,7 +97,7 @@ class Networks:
         return [{"weights": member.weights, "precision": member.precision} for member in self.members]
 
 
-def read_networks(runs: Sequence[Path], options: Options) -> Networks:
+def read_networks(runs: Sequence[Path], options: PredictOptions) -> Networks:
     """Reads the networks of finished runs.
 
     Args:
@@ -125,12 +125,12 @@ def read_networks(runs: Sequence[Path], options: Options) -> Networks:
     )
 
 
-def _read(folder: RunFolder, options: Options) -> Finished:
+def _read(folder: RunFolder, options: PredictOptions) -> Finished:
     changes = {"device": options.device} | ({"precision": options.precision} if options.precision else {})
     return read_finished(folder, resolve(configure(folder.config(), **changes)), options.checkpoint)
 
 
-def _member(finished: Finished, options: Options) -> Member:
+def _member(finished: Finished, options: PredictOptions) -> Member:
     model = finished.network()
     load(model, finished.state.server, _own_parts(finished, options.site))
     model.eval()

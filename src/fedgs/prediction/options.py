@@ -9,13 +9,13 @@ from typing import Any
 from fedgs.errors import ConfigError, unknown_choice
 from fedgs.run_folder import CHECKPOINTS
 
-__all__ = ["Options"]
+__all__ = ["PredictOptions"]
 
 _PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PredictOptions:
     """How masks are made, and what is written beside them.
 
     Attributes:

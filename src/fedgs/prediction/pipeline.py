@@ -23,7 +23,7 @@ from fedgs.files import write_atomically
 from fedgs.prediction.kind import Probabilities, Reading, Source
 from fedgs.prediction.lesions import confidence_of, find_lesions
 from fedgs.prediction.networks import Networks
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 from fedgs.prediction.overlay import draw_overlay
 
 __all__ = ["Failed", "Predicted", "predict_sources"]
@@ -98,7 +98,7 @@ class _Case:
 
 
 def predict_sources(
-    sources: Sequence[Source], networks: Networks, options: Options, out: Path
+    sources: Sequence[Source], networks: Networks, options: PredictOptions, out: Path
 ) -> Generator[Predicted | Failed, None, None]:
     """Makes the masks of inputs and writes them, one after the other.
 
@@ -184,7 +184,7 @@ def _look(networks: Networks, batch: Sequence[tuple[_Case, int, NDArray[Any]]]) 
         case.seconds += share
 
 
-def _finish(options: Options, out: Path, case: _Case | Failed) -> Predicted | Failed:
+def _finish(options: PredictOptions, out: Path, case: _Case | Failed) -> Predicted | Failed:
     """Turns probabilities into a mask, and writes what is wanted."""
     if isinstance(case, Failed):
         return case

@@ -14,7 +14,7 @@ from fedgs.locks import locked
 from fedgs.prediction.kind import Source
 from fedgs.prediction.ledger import Ledger
 from fedgs.prediction.networks import Networks, read_networks
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 from fedgs.prediction.overlay import fitted
 from fedgs.prediction.pipeline import Failed, predict_sources
 from fedgs.prediction.sources import find_inputs
@@ -47,7 +47,7 @@ def predict(
     runs: Sequence[Path | str] | Path | str,
     inputs: Sequence[Path | str] | Path | str,
     out: Path | str,
-    options: Options | None = None,
+    options: PredictOptions | None = None,
     *,
     resume: bool = False,
     report: bool = False,
@@ -78,7 +78,7 @@ def predict(
         OSError: The disk is full, for instance; what is done stays, and nothing is there by half.
     """
     folders, paths, place = _paths(runs), _paths(inputs), Path(out)
-    options = options or Options()
+    options = options or PredictOptions()
     if report:
         require_extra()
     if not folders:
@@ -106,7 +106,7 @@ def _paths(given: Sequence[Path | str] | Path | str) -> list[Path]:
 def _work(
     sources: Sequence[Source],
     networks: Networks,
-    options: Options,
+    options: PredictOptions,
     out: Path,
     ledger: Ledger,
     on_case: Callable[[int, int], None] | None,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from fedgs.errors import ConfigError, DataError
 from fedgs.prediction.image_files import IMAGES
 from fedgs.prediction.kind import Found, Kind, Source
-from fedgs.prediction.options import Options
+from fedgs.prediction.options import PredictOptions
 
 __all__ = ["KINDS", "Inputs", "find_inputs"]
 
@@ -31,7 +31,7 @@ class Inputs:
     passed_over: Sequence[Path]
 
 
-def find_inputs(paths: Sequence[Path], out: Path, options: Options) -> Inputs:
+def find_inputs(paths: Sequence[Path], out: Path, options: PredictOptions) -> Inputs:
     """Finds the inputs in files and folders, and looks whether their masks have a place of their own.
 
     Args:
@@ -130,7 +130,7 @@ def _source(kind: Kind, found: Found, below: Path) -> Source:
     return Source(kind, found.path, found.files, name, place)
 
 
-def _require_places(sources: Sequence[Source], options: Options) -> None:
+def _require_places(sources: Sequence[Source], options: PredictOptions) -> None:
     taken = dict[PurePath, Source]()
     for source in sources:
         for place in source.places(options):
@@ -140,3 +140,9 @@ def _require_places(sources: Sequence[Source], options: Options) -> None:
                     f"{other.path} and {source.path} would both be written to {place.as_posix()} in --out; rename one, "
                     "give the folder that holds both, or predict them apart"
                 )
+    for place, source in taken.items():
+        if blocked := next((parent for parent in place.parents if parent in taken), None):
+            raise ConfigError(
+                f"{source.path}: would be written into {blocked.as_posix()}, which is the file of "
+                f"{taken[blocked].path}; rename the folder, or predict them apart"
+            )
