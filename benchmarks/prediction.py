@@ -26,7 +26,7 @@ BATCH, SIZE, WIDTH, HEIGHT = 4, 512, 1920, 1080
 
 def run(*, quick: bool) -> Iterator[Row]:
     """Measures float32, and bf16 where the processor has it; quick at 256 px."""
-    size, count = 256 if quick else SIZE, 2 * BATCH
+    size, count = 256 if quick else SIZE, 3 * BATCH
     announce("a UTNet is trained for a moment, and frames are drawn")
     state = trained("utnet", 5 if quick else 20)
     with tempfile.TemporaryDirectory() as folder:

@@ -116,7 +116,8 @@ def predict_sources(
     """
     read = _in_threads(partial(_read, networks), sources, threads=_READERS, ahead=_READERS + networks.batch_size)
     passed = _through(networks, read)
-    return _in_threads(partial(_finish, options, out), passed, threads=_WRITERS, ahead=_WRITERS)
+    # With fewer than a batch behind, the networks would wait for the disk whenever a batch comes out of them.
+    return _in_threads(partial(_finish, options, out), passed, threads=_WRITERS, ahead=networks.batch_size)
 
 
 def _in_threads(
