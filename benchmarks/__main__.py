@@ -29,6 +29,7 @@ BENCHMARKS = (
     "training_step",
     "objectives",
     "inference",
+    "prediction",
     "engine_round",
     "many_sites",
 )

@@ -37,17 +37,17 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 
 def _rows(name: str, *, quick: bool) -> Iterator[Row]:
-    image = _batch(torch.Generator().manual_seed(7), 1, 256 if quick else 512).images
+    image = discs(torch.Generator().manual_seed(7), 1, 256 if quick else 512).images
     steps = 5 if quick else STEPS
     announce(f"{name}, image of {image.shape[-1]} px, after {steps} steps of training")
-    trained = _trained(name, steps)
-    plain, ours = plainly(_copy(name, trained)), _copy(name, trained).to(memory_format=torch.channels_last)
+    state = trained(name, steps)
+    plain, ours = plainly(_copy(name, state)), _copy(name, state).to(memory_format=torch.channels_last)
     ways = {"plain": _way(plain, image), "fp32": _way(ours, image)}
     if has_fast_bf16():
         ways["bf16"] = _way(ours, image, torch.bfloat16)
     notes = {}
     if name in COMPILED and not quick:
-        ways["fp32, compiled"] = _way(torch.compile(_copy(name, trained).to(memory_format=torch.channels_last)), image)
+        ways["fp32, compiled"] = _way(torch.compile(_copy(name, state).to(memory_format=torch.channels_last)), image)
         notes["fp32, compiled"] = f"; warm-up {_seconds(ways['fp32, compiled']):.0f} s"
     found = paired(ways, repeats=3 if quick else 7, warmup=1)
     masks = {way: call() > 0.5 for way, call in ways.items()}
@@ -66,7 +66,7 @@ def _seconds(call: Callable[[], Tensor]) -> float:
     return time.monotonic() - started
 
 
-def _batch(draw: torch.Generator, images: int, size: int) -> Batch:
+def discs(draw: torch.Generator, images: int, size: int) -> Batch:
     """Bright discs on a structured ground; the discs are the lesions."""
     ground = nn.functional.interpolate(torch.randn(images, 3, 8, 8, generator=draw), size=(size, size), mode="bicubic")
     rows, columns = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
@@ -78,7 +78,8 @@ def _batch(draw: torch.Generator, images: int, size: int) -> Batch:
     return Batch(ground * 0.5 + noise + masks[:, None] * 0.9, masks, masks.flatten(1).any(1))
 
 
-def _trained(name: str, steps: int) -> Mapping[str, Tensor]:
+def trained(name: str, steps: int) -> Mapping[str, Tensor]:
+    """Weights of a network after some steps on discs, so that it marks something."""
     model = models.build(name, in_channels=3, image_size=SIZE, **NETWORKS[name])
     models.initialise(model, torch.Generator().manual_seed(0))
     model = model.to(memory_format=torch.channels_last).train()
@@ -86,7 +87,7 @@ def _trained(name: str, steps: int) -> Mapping[str, Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for _ in range(steps):
         optimizer.zero_grad()
-        batch = _batch(draw, 4, SIZE)
+        batch = discs(draw, 4, SIZE)
         with torch.autocast("cpu", torch.bfloat16) if has_fast_bf16() else contextlib.nullcontext():
             terms = objective(model(batch.images), batch)
         torch.stack(list(terms.values())).sum().backward()

@@ -25,7 +25,7 @@ import fedgs
 from fedgs.cli import cli
 from fedgs.config import settings
 
-_WITHOUT_REFERENCE = {"fedgs.metrics", "fedgs.report", "fedgs.study"}
+_WITHOUT_REFERENCE = {"fedgs.metrics", "fedgs.prediction", "fedgs.report", "fedgs.study"}
 """Packages that hold nothing but their modules; the command line has a page of its own."""
 
 

@@ -142,6 +142,8 @@ ROWS |= {
         "train --data {p.data} --out {p.tmp}/out --split {p.tmp}/loop",
         "report {p.tmp}/loop",
         "evaluate {p.run} --data {p.tmp}/loop",
+        "predict {p.run} {p.tmp}/loop --out {p.tmp}/out",
+        "predict {p.run} {p.data} --out {p.tmp}/loop",
     )
 }
 
@@ -1116,6 +1118,161 @@ ROWS |= {
         ),
         "altered run": refused("explain {p.run}", "checksum does not match", spoil=damage(BEST, run="run")),
     }.items()
+}
+
+
+PREDICT = "predict {p.run} {p.data}/north/images --out {p.tmp}/out"
+
+
+def predicted_before(place: Place) -> None:
+    fedgs(*PREDICT.format(p=place).split())
+
+
+def a_second_image(place: Place) -> None:
+    place.image().with_suffix(".jpg").write_bytes(encoded(NOISE, "JPEG"))
+
+
+def only_a_note(place: Place) -> None:
+    (place.tmp / "notes").mkdir()
+    (place.tmp / "notes" / "n.txt").touch()
+
+
+def other_run(**changes: Any) -> Spoil:
+    return lambda place: fedgs(*place.train(**({"rounds": 1} | changes)), "--out", str(place.tmp / "other"))
+
+
+ROWS |= {
+    f"predict: {name}": row
+    for name, row in {
+        "run missing": refused("predict {p.tmp}/no {p.data} --out {p.tmp}/out", "{p.tmp}/no: is not a run folder"),
+        "run unfinished": refused("predict {p.unfinished} {p.data} --out {p.tmp}/out", "not finished", "--resume"),
+        "altered run": refused(PREDICT, "checksum does not match", spoil=damage(BEST, run="run")),
+        "unknown checkpoint": refused(f"{PREDICT} --checkpoint worst", "best, best_small, last", spoil=lambda p: p.run),
+        "checkpoint that is not there": refused(
+            f"{PREDICT} --checkpoint best_small",
+            "best_small.safetensors: no such checkpoint",
+            spoil=lambda p: p.run,
+        ),
+        "device that is not there": refused(f"{PREDICT} --device cuda:9", "try --device cpu", spoil=lambda p: p.run),
+        "threshold no probability": refused(f"{PREDICT} --threshold 1", "between 0 and 1, got 1.0"),
+        "threshold no number": refused(f"{PREDICT} --threshold nan", "between 0 and 1, got nan"),
+        "negative size of lesions": refused(f"{PREDICT} --min-lesion -1", "pixels, 0 or above, got -1"),
+        "no image at a time": refused(f"{PREDICT} --batch-size 0", "--batch-size must be at least 1, got 0"),
+        "unknown precision": refused(f"{PREDICT} --precision fp8", "unknown precision 'fp8'", "bf16, fp32"),
+        "site where none keeps anything": refused(
+            f"{PREDICT} --site north", "no hospital keeps a part", "leave --site out", spoil=lambda p: p.run
+        ),
+        "unknown site": refused(
+            "predict {p.tmp}/other {p.data} --out {p.tmp}/out --site nort",
+            "unknown hospital in --site 'nort'; did you mean 'north'? Choose one of: north, south",
+            spoil=other_run(algorithm="fedavg+fedbn"),
+        ),
+        "no site where nothing is shared": refused(
+            "predict {p.tmp}/other {p.data} --out {p.tmp}/out",
+            "its hospitals share nothing",
+            "--site: north, south",
+            spoil=other_run(algorithm="local"),
+        ),
+        "ensemble of other sizes": refused(
+            f"{PREDICT} --ensemble {{p.tmp}}/other",
+            "take different images (size 32 and 48)",
+            "--ensemble runs of one size",
+            spoil=lambda p: (p.run, other_run(size=48)(p)),
+        ),
+        "ensemble of a run with itself": refused(
+            f"{PREDICT} --ensemble {{p.run}}", "a run is given twice", "give each once", spoil=lambda p: p.run
+        ),
+        "ensemble of grey and colour": refused(
+            f"{PREDICT} --ensemble {{p.tmp}}/imported",
+            "take different images (channels 3 and 1)",
+            spoil=lambda p: (p.run, imported(p, 1)),
+        ),
+        "input missing": refused(
+            "predict {p.run} {p.tmp}/no --out {p.tmp}/out", "{p.tmp}/no: no such file or folder; give images"
+        ),
+        "input holds none": refused(
+            "predict {p.run} {p.tmp}/notes --out {p.tmp}/out",
+            "holds only other files, such as 'n.txt'; expected images (.bmp",
+            spoil=only_a_note,
+        ),
+        "input of another kind": refused(
+            "predict {p.run} {p.tmp}/notes/n.txt --out {p.tmp}/out", "is of a kind that fedgs does", spoil=only_a_note
+        ),
+        "inputs of one stem": refused(
+            PREDICT, "n3.jpg and", "would both be written to n3.png in --out; rename one", spoil=a_second_image
+        ),
+        "folders with one name": refused(
+            "predict {p.run} {p.data}/north/images {p.data}/south/images --out {p.tmp}/out",
+            "would both be written to n0.png in --out",
+            "give the folder that holds both",
+        ),
+        "masks into the input": refused(
+            "predict {p.run} {p.data} --out {p.data}/out", "lies inside the input {p.data}", "another --out"
+        ),
+        "masks beside the input": refused(
+            "predict {p.run} {p.data}/north/images/n3.png --out {p.data}/north/images", "holds the input", "another"
+        ),
+        "place is a file": refused(
+            "predict {p.run} {p.data} --out {p.tmp}/f",
+            "{p.tmp}/f: is a file; --out names a folder",
+            spoil=lambda p: (p.run, (p.tmp / "f").touch()),
+        ),
+        "place holds something else": refused(
+            "predict {p.run} {p.data} --out {p.run}", "and no predictions; choose a new folder", spoil=lambda p: p.run
+        ),
+        "masks are there": refused(PREDICT, "choose another --out, or add --resume", spoil=predicted_before),
+        "masks are there, of other options": refused(
+            f"{PREDICT} --resume --threshold 0.3",
+            "its masks were made with threshold 0.5 rather than 0.3; choose another",
+            spoil=predicted_before,
+        ),
+        "books altered": refused(
+            f"{PREDICT} --resume",
+            "predictions.jsonl: damaged or altered",
+            spoil=lambda p: (predicted_before(p), (p.tmp / "out" / "predictions.jsonl").write_text("[1]\n")),
+        ),
+        "place may not be written": forbidden(
+            "predict {p.run} {p.data} --out {p.tmp}/locked/out",
+            "cannot be made (Permission denied)",
+            spoil=lambda p: (p.run, a_locked_folder(p))[1],
+            mode=0o500,
+        ),
+        "folder may not be read": forbidden(
+            PREDICT, "Permission denied; check", spoil=lambda p: (p.run, p.data / "north" / "images")[1], mode=0
+        ),
+    }.items()
+}
+
+
+def skipped(spoil: Spoil, *says: str, as_user: bool = False) -> Row:
+    """A row in which one of ten images cannot be predicted: it is named, and the nine others are done."""
+
+    def row(place: Place) -> None:
+        spoil(place)
+        line = ["predict", str(place.run), str(place.data / "north" / "images"), "--out", str(place.tmp / "out")]
+        with as_ordinary_user() if as_user else nullcontext():
+            done = fedgs(*line, check=False)
+        assert done.returncode == 3
+        assert "Traceback" not in done.stderr
+        assert all(word in " ".join(done.stderr.split()) for word in ("Failed: n3.png: ", *says)), done.stderr
+        assert {path.name for path in (place.tmp / "out").glob("*.png")} == {
+            f"n{n}.png" for n in range(CASES) if n != 3
+        }
+
+    return row
+
+
+ROWS |= {
+    f"predict, image skipped: {name}": skipped(put("images", content), says)
+    for name, (content, says) in (UNREADABLE | OF_OTHER_KINDS).items()
+}
+ROWS |= {
+    "predict, image skipped: too large": skipped(put("images", BOMBS["PNG just too large"]()), "scale it down"),
+    "predict, image skipped: moved": skipped(broken_link, "no such file; was it moved or deleted"),
+    "predict, image skipped: a pipe": skipped(lambda p: (p.image().unlink(), os.mkfifo(p.image())), "is no file"),
+    "predict, image skipped: may not be read": skipped(
+        lambda p: (p.run, p.image().chmod(0)), "may not be read; check its permissions", as_user=True
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from fedgs import algorithms, engine, models
 from fedgs.core import run_round
 from fedgs.errors import ConfigError, TrainingError
 from nets import batches, tiny
-from runs import command, environment, fedgs, make_phantom
+from runs import FLAGS, command, environment, fedgs, flags, make_phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -242,6 +242,29 @@ def test_the_how_to_for_preflight(here: Path) -> None:
     counts = json.loads((here / "preflight" / "counts.json").read_text())
     for key in {*counts, *counts["sites"]["Alder"], *counts["sites"]["Alder"]["sizes"]["32"]}:
         assert f"`{key}`" in told, key
+
+
+def test_the_how_to_for_predicting(here: Path) -> None:
+    make_phantom(here / "hospitals", 12)
+    for fold, name in enumerate(("fedgs", "fold1")):
+        more = flags(**FLAGS | {"rounds": 1, "fold": fold})
+        fedgs("train", "--data", "hospitals", "--out", f"runs/{name}", *more)
+    for image in (here / "hospitals").glob("*/images/*.png"):
+        frame = here / "frames" / image.parents[1].name / image.name
+        frame.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, frame)
+    scope: dict[str, Any] = {}
+    Reader("docs/how-to/predict.md", scope).follow()
+    table = (here / "masks" / "predictions.csv").read_text()
+    assert table.count("\n") == 1 + 36
+    told = (REPOSITORY / "docs/how-to/predict.md").read_text()
+    for column in table.partition("\n")[0].split(","):
+        assert f"`{column}`" in told, column
+    reference = (REPOSITORY / "docs/reference/run-folder.md").read_text()
+    for entry in (*(here / "looked-at").iterdir(), here / "masks" / "probabilities"):
+        assert entry.name in ("Alder", "Birch", "Cedar") or f"`{entry.name}" in reference, entry
+    assert len(list((here / "together").rglob("*.png"))) == 36
+    assert not scope["made"].failed
 
 
 def test_the_how_to_for_published_checkpoints(here: Path) -> None:

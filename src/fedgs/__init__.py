@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fedgs.errors import FedgsError
     from fedgs.experiment import train
     from fedgs.external import evaluate
+    from fedgs.prediction.options import PredictOptions
+    from fedgs.prediction.predict import predict
     from fedgs.report.html import write_report
     from fedgs.scaled_update import ScaledUpdate
     from fedgs.scaling import difficulty_of_area, scale_of_batch
@@ -34,6 +36,7 @@ _HOMES = {
     "Global": "core",
     "Index": "data.index",
     "LocalRule": "core",
+    "PredictOptions": "prediction.options",
     "RunConfig": "config",
     "ScaledUpdate": "scaled_update",
     "Site": "core",
@@ -52,6 +55,7 @@ _HOMES = {
     "load": "core",
     "open_data": "data.index",
     "open_index": "data.index",
+    "predict": "prediction.predict",
     "run_round": "core",
     "scale_of_batch": "scaling",
     "train": "experiment",
@@ -65,6 +69,7 @@ __all__ = [
     "Global",
     "Index",
     "LocalRule",
+    "PredictOptions",
     "RunConfig",
     "ScaledUpdate",
     "Site",
@@ -84,6 +89,7 @@ __all__ = [
     "load",
     "open_data",
     "open_index",
+    "predict",
     "run_round",
     "scale_of_batch",
     "train",

@@ -25,7 +25,7 @@ from fedgs.metrics.sizes import quartile_of
 from fedgs.metrics.table import with_details
 from fedgs.models import segment
 
-__all__ = ["CALIBRATION_BAND", "SURFACE_TOLERANCE", "Prediction", "Scorer"]
+__all__ = ["CALIBRATION_BAND", "SURFACE_TOLERANCE", "Prediction", "Scorer", "at_size", "lesion_probabilities"]
 
 SURFACE_TOLERANCE = 3.0
 """How far a boundary may be off in the surface Dice, in pixels of 512; other sizes in proportion."""
@@ -78,12 +78,11 @@ class Scorer:
         model.eval()
         device = torch.device(self.device)
         for images, batch_rows in scoring_batches(index, rows, batch_size=self.batch_size, device=device):
-            with torch.autocast(device.type, self.autocast) if self.autocast else contextlib.nullcontext():
-                lesion = segment(model, images)[:, 1]
+            lesion = lesion_probabilities(model, images, self.autocast)
             for row, probability in zip(batch_rows, lesion, strict=True):
                 _require_numbers(probability, index.table.iloc[row])
                 truth = index.native_mask(row) if self.score_size == "native" else index.mask(row)
-                resized = interpolate(probability[None, None], truth.shape, mode="bilinear", align_corners=False)[0, 0]
+                resized = at_size(probability, truth.shape)
                 mask, given = (resized > 0.5).cpu().numpy(), resized.float().clamp(0, 1).cpu().numpy()
                 yield Prediction(row, mask, truth, given)
 
@@ -125,6 +124,26 @@ class Scorer:
             )
             on_prediction(prediction, scores[-1]["dice"])
         return with_details(pd.DataFrame(scores))
+
+
+def lesion_probabilities(model: Module, images: torch.Tensor, autocast: torch.dtype | None) -> torch.Tensor:
+    """Gives the probability that a pixel is lesion.
+
+    Args:
+        model: A network with two classes, in evaluation mode.
+        images: Normalised, (B, C, H, W), where the network is.
+        autocast: Type of the activations; None computes in the type of the weights.
+
+    Returns:
+        (B, H, W), at least float32.
+    """
+    with torch.autocast(images.device.type, autocast) if autocast else contextlib.nullcontext():
+        return segment(model, images)[:, 1]
+
+
+def at_size(probability: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Resizes the probabilities of an image, (H, W), to another height and width (bilinear)."""
+    return interpolate(probability[None, None], tuple(shape), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _details(prediction: Prediction, small: float) -> dict[str, float]:

@@ -9,11 +9,14 @@ import re
 import shutil
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from fedgs.prediction.ledger import COLUMNS
 from fedgs.report.html import write_report
+from fedgs.report.predictions import Shown, write_predictions
 from fedgs.verdict.judging import compare
 from fedgs.verdict.observed import observe
 from fedgs.verdict.writing import write_comparison
@@ -48,11 +51,32 @@ def browser(tmp_path_factory):
     session.quit()
 
 
-@pytest.fixture(scope="module", params=["report", "comparison"])
+def write_made_predictions(out):
+    """Long names, a failure, and pictures of several shapes."""
+    draw = np.random.default_rng(0)
+    names = [f"a folder/with_a_very_long_name_that_has_no_blank_anywhere_{number:03d}.jpg" for number in range(70)]
+    rows = [
+        {"input": name, "mask": "m.png", "lesions": 1, "lesion_pixels": 99, "confidence": 0.5, "seconds": 1.0}
+        for name in names
+    ]
+    table = pd.DataFrame([*rows, {"input": "damaged.png"}], columns=list(COLUMNS))
+    table["problem"] = np.where(table["lesions"].isna(), "cut short", "")
+    shown = []
+    for number, name in enumerate(names[:9]):
+        picture = draw.integers(0, 256, (320 - 30 * number, 80 + 30 * number, 3), dtype=np.uint8)
+        marked = np.zeros(picture.shape[:2], bool)
+        marked[20:50, 20:60] = True
+        shown.append(Shown(name, picture, marked))
+    return write_predictions(out, ["a run"], table, shown)
+
+
+@pytest.fixture(scope="module", params=["report", "comparison", "predictions"])
 def page(request, pair, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     if request.param == "report":
         return write_report(pair, folder / "report.html")
+    if request.param == "predictions":
+        return write_made_predictions(folder / "report.html")
     return write_comparison(compare(observe(pair)), folder)[0]
 
 
@@ -96,6 +120,7 @@ def test_nothing_is_wider_than_the_window(browser, page, width):
     assert outside == []
 
 
+@pytest.mark.parametrize("page", ["report", "comparison"], indirect=True)
 def test_wide_tables_scroll_inside_their_box_on_a_phone(browser, page):
     show(browser, page, 390)
     boxes = browser.execute_script(
@@ -116,6 +141,7 @@ def test_the_page_paints_in_both_schemes(browser, page, width, scheme):
     assert len(image.getcolors(maxcolors=1 << 24)) > 1000
 
 
+@pytest.mark.parametrize("page", ["report", "comparison"], indirect=True)
 def test_pictures_and_outlines_are_painted(browser, page):
     show(browser, page, 1280)
     boxes = browser.execute_script(

@@ -5,6 +5,7 @@ from fedgs.cli import (  # noqa: F401 - makes the commands known
     export,
     indexing,
     phantom,
+    predict,
     preflight,
     runs,
     study,

@@ -23,9 +23,9 @@ _LOOP = re.compile("Symlink loop from (.*)")  # of pathlib
 _ADVICE = {
     errno.EACCES: "check its permissions",
     errno.EROFS: "choose another place",
-    errno.EFBIG: "raise the limit on the size of files, and give the command again (fedgs train: with --resume)",
-    errno.ENOSPC: "make room, and give the command again (fedgs train: with --resume)",
-    errno.EDQUOT: "make room, and give the command again (fedgs train: with --resume)",
+    errno.EFBIG: "raise the limit on the size of files, and give the command again (train and predict: with --resume)",
+    errno.ENOSPC: "make room, and give the command again (train and predict: with --resume)",
+    errno.EDQUOT: "make room, and give the command again (train and predict: with --resume)",
 }
 
 

@@ -19,7 +19,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedgs.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "as_picture", "read_image", "read_mask", "resize_image", "shrunk"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "as_picture",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "shrunk",
+    "with_channels",
+]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files that count as images, in lower case."""
@@ -116,16 +125,30 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized.reshape(size, size, image.shape[2])
 
 
-def shrunk(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    """Gives a mask as a square to look at; a pixel is set where any that it covers is, so no lesion vanishes.
+def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Gives a frame the channels of others that it stands among: a grey one among coloured ones has three equal ones.
+
+    Args:
+        image: (H, W, C), C = 1 or `channels`.
+        channels: 1 or 3.
+
+    Returns:
+        (H, W, channels).
+    """
+    return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image
+
+
+def shrunk(mask: NDArray[np.bool_], size: int | tuple[int, int]) -> NDArray[np.bool_]:
+    """Gives a mask as something to look at; a pixel is set where any that it covers is, so no lesion vanishes.
 
     Args:
         mask: (H, W).
-        side: Pixels of a side, at most as many as the mask has.
+        size: Side of a square, or height and width, in pixels; at most as many as the mask has.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     rows, columns = np.nonzero(mask)
-    small = np.zeros((side, side), np.bool_)
-    small[rows * side // mask.shape[0], columns * side // mask.shape[1]] = True
+    small = np.zeros((height, width), np.bool_)
+    small[rows * height // mask.shape[0], columns * width // mask.shape[1]] = True
     return small
 
 

@@ -27,7 +27,7 @@ from fedgs.data.cache import (
 )
 from fedgs.data.case import Case
 from fedgs.data.case_cache import CaseCache, Progress
-from fedgs.data.images import read_mask
+from fedgs.data.images import read_mask, with_channels
 from fedgs.data.lesions import SMALL_RULES, SmallRule, components_under
 from fedgs.data.table import (
     DamagedIndexError,
@@ -111,7 +111,7 @@ class Index:
             DataError: The cache file is missing, damaged or of another image.
         """
         frame = self._tensors(row)["frame"][self._rows[row].position]
-        return np.repeat(frame, self.channels, axis=2) if frame.shape[2] < self.channels else frame.copy()
+        return with_channels(frame, self.channels) if frame.shape[2] < self.channels else frame.copy()
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """Gives the mask that flags, areas and scores refer to, without specks.
