@@ -60,8 +60,8 @@ def export_run(
 
     Args:
         run: Folder of the run; nothing is written to it.
-        out: File that ends in ``.onnx`` or ``.pt2``, beside which NAME.onnx.card.md and NAME.onnx.card.json (or .pt2) are put; or the
-            bundle's folder.
+        out: File that ends in ``.onnx`` or ``.pt2``, whose card gets the same name with ``.card.md`` and ``.card.json``
+            after it; or the bundle's folder.
         form: ``"onnx"``, ``"torch-export"`` or ``"monai-bundle"``.
         checkpoint: ``"best"``, ``"best_small"`` or ``"last"``.
         site: Whose network, where hospitals have networks of their own.
