@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 import fedgs
 from fedgs.errors import ExportError
 from fedgs.export.card import as_markdown, hashes_of
-from fedgs.export.deployed import exported, quiet, reason_of, require_parity
+from fedgs.export.deployed import quiet, reason_of, require_parity
 from fedgs.export.preprocessing import THRESHOLD, Preprocessing
 from fedgs.export.sample import Sample
 from fedgs.export.whole_image import scripted
@@ -81,7 +81,7 @@ def write_bundle(
     """
     expected = [_probabilities(network, preprocessing, image) for image in sample.images]
     images = preprocessing.apply(sample.images)
-    whole = scripted(exported(network, images).module(), images, preprocessing)
+    whole = _as_script(network, images, preprocessing)
     metadata, inference = _metadata(card, preprocessing, name), _inference()
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir()
@@ -99,6 +99,16 @@ def write_bundle(
     return finished
 
 
+def _as_script(network: nn.Module, images: Tensor, preprocessing: Preprocessing) -> torch.jit.ScriptModule:
+    try:
+        return scripted(network, images, preprocessing)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"the network cannot be written as TorchScript ({reason_of(error)}); give --format torch-export or onnx, "
+            "or train another --model"
+        ) from error
+
+
 def _probabilities(network: nn.Module, preprocessing: Preprocessing, image: NDArray[np.uint8]) -> Tensor:
     """What the run itself makes of an image, at the size of the image, (1, classes, H, W)."""
     with torch.no_grad():
@@ -108,7 +118,7 @@ def _probabilities(network: nn.Module, preprocessing: Preprocessing, image: NDAr
 
 def _run(path: Path, image: NDArray[np.uint8]) -> Tensor:
     with quiet(), torch.no_grad():
-        loaded = torch.jit.load(str(path))
+        loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
         found: Tensor = loaded(torch.from_numpy(image.copy()).permute(2, 1, 0)[None].float())
     return found.transpose(2, 3)
 
@@ -132,7 +142,7 @@ def _metadata(card: Mapping[str, Any], preprocessing: Preprocessing, name: str) 
         "required_packages_version": {"nibabel": "5.2.0", "pillow": "10.1.0"},
         "name": name,
         "task": "Segmentation of lesions in two-dimensional images",
-        "description": f"{network['name']} trained by {training['algorithm']} over several hospitals; see docs/README.md",
+        "description": f"{network['name']} trained by {training['algorithm']} at several hospitals; see README",
         "authors": "not stated",
         "copyright": card["licence_of_weights"],
         "intended_use": card["intended_use"],
@@ -248,7 +258,7 @@ def _how_to(name: str) -> str:
     python -m monai.bundle run --config_file {name}/configs/inference.json --bundle_root {name} \\
         --dataset_dir images --output_dir masks
 
-reads pictures and NIfTI files below `images`, as levels from 0 to 255, and writes their masks: PNG (0 and 255) where all are
-pictures, else NIfTI (0 and 1). A volume is segmented slice by slice along its last axis. The network in `models/model.ts`
-takes images of any size; resizing, scaling and the way back are inside it, as in the run.
+reads pictures and NIfTI files below `images`, as levels from 0 to 255, and writes their masks: PNG (0 and 255) where
+all are pictures, else NIfTI (0 and 1). A volume is segmented slice by slice along its last axis. The network in
+`models/model.ts` takes images of any size; resizing, scaling and the way back are inside it, as in the run.
 """

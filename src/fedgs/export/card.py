@@ -24,8 +24,8 @@ from fedgs.summary import ADDED, TESTS
 __all__ = ["INTENDED_USE", "as_markdown", "hashes_of", "make_card"]
 
 INTENDED_USE = (
-    "Research on the segmentation of lesions. It marks pixels of an image; a person who knows such images looks at every "
-    "mask. It is not a medical device and is not for diagnosis or treatment."
+    "Research on the segmentation of lesions. It marks pixels of an image; a person who knows such images looks at "
+    "every mask. It is not a medical device and is not for diagnosis or treatment."
 )
 _COUNTS = ("cases", "train", "validation", *TESTS, "lesion_free", "small", "tiny")
 _STRATA = {
@@ -121,10 +121,10 @@ def _size_rule(name: str, network: nn.Module) -> str:
     made_for = getattr(network, "image_size", None)
     multiple, least = (getattr(network, key, None) for key in ("size_multiple", "minimal_size"))
     if made_for or name.startswith("monai:"):
-        return "the network was made for this size alone"
+        return "the network's mathematics needs this size"
     if multiple and least:
-        return f"by its mathematics the network takes multiples of {multiple} pixels, at least {least}; this file this size"
-    return "by its mathematics the network takes any size; this file takes the one that it was trained and scored at"
+        return f"the network's mathematics needs multiples of {multiple} pixels, at least {least}; this file is for one"
+    return "the network could take any size; this file takes the one that it was trained and scored at"
 
 
 def _scores(means: Mapping[str, Any], summary: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _limits(
 ) -> Iterator[str]:
     size, data = finished.config.data.size, summary["data"]
     if data["sites"]:
-        yield f"Trained on images of {len(data['sites'])} hospitals at most; others may have other cameras and patients."
+        yield f"It saw images of {len(data['sites'])} hospitals at most; others have other cameras and patients."
     else:
         yield "The weights were imported; on which images they were trained is not known here."
     yield f"It sees images at {size} x {size} pixels; lesions that vanish at this size are missed."
@@ -167,8 +167,8 @@ def _limits(
         yield "Known patients or duplicates stand on both sides of the split; the scores may be too good."
     if data["patients_unknown"]:
         yield f"Of {data['patients_unknown']} images the patient is not known, so patients may stand on both sides."
-    if finished.config.training.precision != "float32" and finished.config.training.precision != "fp32":
-        yield "The scores were made with activations of 16 bits; this file computes in 32, so masks may differ a little."
+    if finished.config.training.precision == "bf16":
+        yield "The scores were made with activations of 16 bits, this file computes in 32: masks may differ a little."
     yield "Images that show no such anatomy, or come from another modality, give a mask all the same."
 
 
@@ -181,7 +181,8 @@ def _about(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"**Licence of the weights.** {card['licence_of_weights']}"
     yield from ("", "## Network", "", f"- {network['name']}, {network['parameters']:,} parameters, float32{whose}")
     yield f"- Checkpoint {training['checkpoint']}: round {training['round']} of {training['rounds']}"
-    yield f"- Input: {shape[1]} channels ({before['input']['channel_order']}), {shape[2]} x {shape[3]} pixels; {network['size_rule']}"
+    size = f"{shape[2]} x {shape[3]} pixels; {network['size_rule']}"
+    yield f"- Input: {shape[1]} channels ({before['input']['channel_order']}), {size}"
     yield f"- Resize: {before['resize']['rule']}; the aspect ratio is not kept"
     scale = before["scale"]
     yield f"- Scale: level / 255, minus {scale['then_subtract_mean']}, divided by {scale['then_divide_by']}"
@@ -224,7 +225,8 @@ def _rest(card: Mapping[str, Any]) -> Iterator[str]:
     parity = card.get("parity")
     if parity:
         yield from ("", "## Checks", "")
-        yield f"- {parity['runtime']} against the network of the run, on {parity['sample']}: largest difference of a probability {parity['largest_difference']:.2g}"
+        gap = f"largest difference of a probability {parity['largest_difference']:.2g}"
+        yield f"- {parity['runtime']} against the network of the run, on {parity['sample']}: {gap}"
     yield from (f"- {check}: {result}" for check, result in card.get("checks", {}).items())
     yield from ("", "## Hashes (SHA-256)", "", f"- weights: `{card['weights_sha256']}`")
     yield from (f"- {name}: `{value}`" for name, value in card.get("files", {}).items())

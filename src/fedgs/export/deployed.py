@@ -25,6 +25,7 @@ __all__ = [
     "checksum_of",
     "exported",
     "load_network",
+    "plainly",
     "quiet",
     "require_parity",
     "reason_of",
@@ -36,6 +37,7 @@ TOLERANCE = 1e-4
 _QUIET: Mapping[str, type[Warning]] = {
     ".*isinstance.treespec, LeafSpec.*is deprecated": FutureWarning,  # of torch, when it copies a program
     ".*torch.jit.* is deprecated": DeprecationWarning,  # what MONAI Label and Deploy load is TorchScript all the same
+    ".*__array_wrap__ must accept context": DeprecationWarning,  # of MONAI's SwinUNETR, when it is traced
 }
 
 
@@ -88,6 +90,12 @@ def checksum_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def plainly(network: nn.Module) -> Probabilities:
+    """Gives a network in the form that every exporter takes; its layout of memory changes in place."""
+    contiguous: nn.Module = with_plain_instance_norm(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Probabilities(contiguous).eval()
+
+
 def exported(network: nn.Module, images: Tensor) -> ExportedProgram:
     """Gives the graph of a network, of any number of images of one size, with no trace of where it was made.
 
@@ -98,7 +106,7 @@ def exported(network: nn.Module, images: Tensor) -> ExportedProgram:
     Raises:
         ExportError: What the network does cannot be written as a graph.
     """
-    plain = Probabilities(with_plain_instance_norm(network).to(memory_format=torch.contiguous_format)).eval()  # type: ignore[call-overload]
+    plain = plainly(network)
     batch = torch.export.Dim("batch", min=1)
     try:
         with quiet(), torch.no_grad():
@@ -151,7 +159,7 @@ def require_parity(expected: Tensor, found: Tensor, runtime: str) -> float:
     gap = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
     if not gap <= TOLERANCE:
         raise ExportError(
-            f"{runtime} gives other probabilities than the network (expected a difference of at most {TOLERANCE:g}, got "
-            f"{gap:.3g}), so nothing was written; try another --format, or another version of torch or {runtime}"
+            f"{runtime} gives other probabilities than the network (expected a difference of at most {TOLERANCE:g}, "
+            f"got {gap:.3g}), so nothing was written; try another --format, or another version of torch or {runtime}"
         )
     return gap

@@ -33,7 +33,7 @@ def taps_like_pillow(pixels: int, size: int) -> tuple[Tensor, Tensor]:
     centre = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
     first = (centre - support + 0.5).floor().clamp(min=0.0)
     end = (centre + support + 0.5).floor().clamp(max=float(pixels))
-    taps = int(math.ceil(support)) * 2 + 1
+    taps = math.ceil(support) * 2 + 1
     weights: list[Tensor] = []
     for tap in range(taps):
         weight = 1.0 - ((first + float(tap) - centre + 0.5) * (1.0 / support)).abs()

@@ -68,11 +68,13 @@ def _files(config: RunConfig, split: pd.DataFrame) -> Iterator[tuple[Path, str]]
         return
     if is_index(source):
         settings, table = read_index(source)
-        paths = {(row.site, row.case): Path(settings.source) / row.image for row in table.itertuples()}
+        rows = table[["site", "case", "image"]].to_numpy().tolist()
+        paths = {(site, case): Path(settings.source) / image for site, case, image in rows}
     else:
         paths = {(case.site, case.name): case.image for case in find_cases(source, config.data.adapter)}
     wanted = split[split["part"].isin(_PREFERRED)]
     order = wanted["part"].map(_PREFERRED.index)
-    for row in wanted.assign(order=order).sort_values(["order", "site", "case"]).itertuples():
-        if (row.site, row.case) in paths:
-            yield paths[row.site, row.case], str(row.image_hash)
+    ordered = wanted.assign(order=order).sort_values(["order", "site", "case"])
+    for site, case, image_hash in ordered[["site", "case", "image_hash"]].to_numpy().tolist():
+        if (site, case) in paths:
+            yield paths[site, case], image_hash

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from fedgs.export.deployed import quiet
+from fedgs.export.deployed import plainly, quiet
 from fedgs.export.preprocessing import Preprocessing
 from fedgs.export.resampling import reduces_tall_first, resize_like_pillow
 
@@ -59,23 +59,23 @@ class WholeImage(nn.Module):
         upright = images.transpose(2, 3)
         levels = resize_like_pillow(upright.round().to(torch.int32), self.size, self.tall_first)
         shape = [levels.size(0), self.channels, self.size, self.size]
-        normalised = (levels.expand(shape).to(torch.float32) / 255 - self.mean) / self.deviation
+        normalised = (levels.expand(shape).to(torch.float32) / 255 - self.mean) / self.deviation  # type: ignore[operator]
         probabilities = self.network(normalised)
         sides = [upright.size(2), upright.size(3)]
         return interpolate(probabilities, sides, mode="bilinear", align_corners=False).transpose(2, 3).contiguous()
 
 
-def scripted(program: nn.Module, images: Tensor, preprocessing: Preprocessing) -> torch.jit.ScriptModule:
+def scripted(network: nn.Module, images: Tensor, preprocessing: Preprocessing) -> torch.jit.ScriptModule:
     """Gives a network with everything around it as TorchScript, which MONAI Label and Deploy load.
 
     Args:
-        program: From images (B, C, size, size) to probabilities, as a graph.
+        network: That of the run; its layout of memory changes in place.
         images: An example.
         preprocessing: That of the run.
     """
     with quiet(), warnings.catch_warnings(), torch.no_grad():
         # It warns of every check of a shape; whether the graph is right is found out on images, not by reading it.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced = torch.jit.trace(program, (images,), check_trace=False)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        traced = torch.jit.trace(plainly(network), (images,), check_trace=False)  # type: ignore[no-untyped-call]
         whole: torch.jit.ScriptModule = torch.jit.script(WholeImage(traced, preprocessing).eval())
     return whole

@@ -39,5 +39,5 @@ def with_plain_instance_norm(model: nn.Module) -> nn.Module:
     """Undoes `with_instance_norm`: one image at a time would fix the number of images in an exported graph."""
     for module in model.modules():
         if type(module) is InstanceNorm:
-            module.__class__ = nn.InstanceNorm2d
+            module.__class__ = nn.InstanceNorm2d  # type: ignore[assignment]
     return model
