@@ -193,7 +193,7 @@ def without_operator(place: Place) -> None:
         patch.setitem(sys.modules, __name__, sys.modules.get(__name__) or SimpleNamespace(Inexpressible=Inexpressible))
         fedgs(*place.train(model="inexpressible", rounds=1))
         line = ("export", str(place.tmp / "out"), "--format", "onnx", "--out", str(place.tmp / "n.onnx"))
-        says = ["does something that ONNX", "special_i0e", "--format torch-export or monai-bundle"]
+        says = ["does something that ONNX", "bessel_i0e", "--format torch-export or monai-bundle"]
         refuses(*line, place=place, says=says)
         fedgs("export", str(place.tmp / "out"), "--format", "torch-export", "--out", str(place.tmp / "n.pt2"))
 
@@ -421,7 +421,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "compare, demo, evaluate, explain, export, export-table, import-checkpoint, index, phantom, preflight, report",
+            "compare, demo, evaluate, explain, export, export-table, import-checkpoint, index, phantom, preflight",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),

@@ -169,10 +169,10 @@ def _output() -> dict[str, Any]:
 
 def _inference() -> dict[str, Any]:
     """What ``python -m monai.bundle run`` does: needs MONAI, nibabel and Pillow, and nothing of this package."""
-    upright = "$lambda picture: PIL.ImageOps.exif_transpose(picture.convert('RGB') if picture.mode == 'P' else picture)"
+    upright = "$lambda picture: ImageOps.exif_transpose(picture.convert('RGB') if picture.mode == 'P' else picture)"
     readers = [{"_target_": "NibabelReader"}, {"_target_": "PILReader", "converter": upright}]
     return {
-        "imports": ["$import pathlib", "$import PIL.ImageOps"],
+        "imports": ["$import pathlib", "$from PIL import ImageOps"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/masks'",
