@@ -169,10 +169,14 @@ def _output() -> dict[str, Any]:
 
 def _inference() -> dict[str, Any]:
     """What ``python -m monai.bundle run`` does: needs MONAI, nibabel and Pillow, and nothing of this package."""
-    upright = "$lambda picture: ImageOps.exif_transpose(picture.convert('RGB') if picture.mode == 'P' else picture)"
+    # Not by an import of the configuration: a reader that fails is passed over in silence, and then colours are lost.
+    upright = (
+        "$lambda picture: __import__('PIL.ImageOps').ImageOps.exif_transpose("
+        "picture.convert('RGB') if picture.mode == 'P' else picture)"
+    )
     readers = [{"_target_": "NibabelReader"}, {"_target_": "PILReader", "converter": upright}]
     return {
-        "imports": ["$import pathlib", "$from PIL import ImageOps"],
+        "imports": ["$import pathlib"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/masks'",
