@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -53,6 +54,7 @@ from fedgs.data.table import read_index
 from fedgs.errors import DataError, TrainingError
 from fedgs.locks import LOCK_FILE
 from fedgs.metrics.table import read_scores
+from fedgs.models.unet import UNet
 from fedgs.run_folder import RunFolder
 from nets import site, tiny
 from runs import fedgs, flags
@@ -107,6 +109,48 @@ ROWS |= {
         "run to report missing": refused("report {p.tmp}/no", "{p.tmp}/no: no such run folder; expected"),
         "run to report unfinished": refused("report {p.unfinished}", "not a finished run", "--resume"),
         "run to evaluate unfinished": refused("evaluate {p.unfinished} --data {p.data}", "not finished", "--resume"),
+        "network to export missing": refused(
+            "export {p.tmp}/no --format onnx --out {p.tmp}/n.onnx", "{p.tmp}/no: is not a run folder"
+        ),
+        "network to export unfinished": refused(
+            "export {p.unfinished} --format onnx --out {p.tmp}/n.onnx", "not finished", "--resume"
+        ),
+        "format of the export": refused(
+            "export {p.run} --format onxx --out {p.tmp}/n", "did you mean 'onnx'", "monai-bundle, onnx, torch-export"
+        ),
+        "checkpoint to export": refused(
+            "export {p.run} --format onnx --out {p.tmp}/n.onnx --checkpoint las", "did you mean 'last'"
+        ),
+        "bundle that exists": refused(
+            "export {p.run} --format monai-bundle --out {p.tmp}/mine",
+            "{p.tmp}/mine: exists already; choose another --out, or remove it",
+            spoil=lambda p: foreign(p),
+        ),
+        "bundle named like a file": refused(
+            "export {p.run} --format monai-bundle --out {p.tmp}/n.onnx", "a bundle is a folder", "without .onnx"
+        ),
+        "export that exists": refused(
+            "export {p.run} --format torch-export --out {p.tmp}/n.pt2",
+            "{p.tmp}/n.pt2: exists already; choose another --out",
+            spoil=lambda p: (p.tmp / "n.pt2").touch(),
+        ),
+        "card of an export that exists": refused(
+            "export {p.run} --format torch-export --out {p.tmp}/n.pt2",
+            "{p.tmp}/n.pt2.card.md: exists already; choose another --out",
+            spoil=lambda p: (p.tmp / "n.pt2.card.md").touch(),
+        ),
+        "export of another ending": refused(
+            "export {p.run} --format onnx --out {p.tmp}/n.pt2", "--format onnx writes a file", "ends in .onnx"
+        ),
+        "place of the export missing": refused(
+            "export {p.run} --format onnx --out {p.tmp}/no/n.onnx", "{p.tmp}/no: no such folder; make it", "--out"
+        ),
+        "hospital where all share": refused(
+            "export {p.run} --format onnx --out {p.tmp}/n.onnx --site north", "by one network; leave --site out"
+        ),
+        "comparison missing": refused(
+            "export {p.run} --format onnx --out {p.tmp}/n.onnx --comparison {p.tmp}/c.json", "{p.tmp}/c.json"
+        ),
         "run to export missing": refused("export-table {p.tmp}/no --latex", "{p.tmp}/no: no such run folder; expected"),
         "run to export unfinished": refused("export-table {p.unfinished} --latex", "not a finished run", "--resume"),
         "place of the table missing": refused(
@@ -132,6 +176,30 @@ ROWS |= {
         ),
     }.items()
 }
+
+
+class Inexpressible(UNet):
+    """Computes what ONNX has no operator for, and torch has."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        return logits + 0 * torch.special.i0e(logits)
+
+
+def without_operator(place: Place) -> None:
+    """No network of ours is like this, so a run of one is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "inexpressible", models.Entry(__name__, "Inexpressible"))
+        patch.setitem(sys.modules, __name__, sys.modules.get(__name__) or SimpleNamespace(Inexpressible=Inexpressible))
+        fedgs(*place.train(model="inexpressible", rounds=1))
+        line = ("export", str(place.tmp / "out"), "--format", "onnx", "--out", str(place.tmp / "n.onnx"))
+        says = ["does something that ONNX", "bessel_i0e", "--format torch-export or monai-bundle"]
+        refuses(*line, place=place, says=says)
+        fedgs("export", str(place.tmp / "out"), "--format", "torch-export", "--out", str(place.tmp / "n.pt2"))
+
+
+ROWS["an operator that ONNX does not have"] = without_operator
+
 ROWS |= {
     f"a link that leads back to itself: {line}": refused(line, "{p.tmp}/loop", spoil=lambda p: loop(p))
     for line in (
@@ -355,7 +423,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "compare, demo, evaluate, explain, export-table, import-checkpoint, index, phantom, preflight, report",
+            "compare, demo, evaluate, explain, export, export-table, import-checkpoint, index, phantom, preflight",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),

@@ -279,6 +279,13 @@ def test_the_how_to_for_published_checkpoints(here: Path) -> None:
     assert "tensors are taken; it lacks" in (here / "runs" / "partly" / "log.txt").read_text()
 
 
+def test_the_how_to_for_exports(here: Path) -> None:
+    make_phantom(here / "hospitals", 8)
+    shutil.copy(next((here / "hospitals").glob("*/images/*.png")), here / "frame.png")
+    Reader("docs/how-to/export.md").follow()
+    assert (here / "bundle" / "models" / "model.ts").is_file()
+
+
 def test_the_how_to_for_an_algorithm(checkout: Path) -> None:
     make_phantom(checkout / "runs" / "phantom", 8)
     Reader("docs/how-to/add-an-algorithm.md", checkout=checkout).follow()

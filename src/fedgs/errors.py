@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "FedgsError",
     "MissingExtraError",
     "ShapeError",
@@ -47,6 +48,10 @@ class TrainingError(FedgsError):
 
 class CheckpointError(FedgsError):
     """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class ExportError(FedgsError):
+    """A network cannot be written in some form, or what was written does not compute the same."""
 
 
 class MissingExtraError(FedgsError):

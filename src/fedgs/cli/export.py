@@ -1,4 +1,4 @@
-"""fedgs export-table."""
+"""fedgs export and fedgs export-table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,37 @@ from fedgs.cli.entry import cli
 from fedgs.errors import ConfigError
 
 _SUFFIX = {"latex": ".tex", "markdown": ".md"}
+
+
+@cli.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, help="onnx, torch-export or monai-bundle.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File (.onnx, .pt2), or the bundle's folder; new."
+)
+@click.option("--checkpoint", default="best", show_default=True, help="best, best_small or last.")
+@click.option("--site", help="Whose network, where the algorithm leaves every hospital one of its own.")
+@click.option("--licence", metavar="TEXT", help="Licence of the weights, for the model card. [default: not stated]")
+@click.option(
+    "--comparison", type=click.Path(path_type=Path), help="comparison.json of the run's study: intervals for the card."
+)
+def export(
+    run: Path, form: str, out: Path, checkpoint: str, site: str | None, licence: str | None, comparison: Path | None
+) -> None:
+    """Write the network of RUN for use without fedgs, with a model card.
+
+    What was written is compared with the network on two images before it gets its name.
+    """
+    from fedgs.export.exporting import export_run
+
+    card = export_run(run, out, form=form, checkpoint=checkpoint, site=site, licence=licence, comparison=comparison)
+    parity = card["parity"]
+    click.echo(f"Written: {out}")
+    click.echo(
+        f"Checked: {parity['runtime']} on {parity['sample']}, largest difference {parity['largest_difference']:.2g}"
+    )
+    for check, result in card.get("checks", {}).items():
+        click.echo(f"{check}: {result}")
 
 
 @cli.command("export-table")

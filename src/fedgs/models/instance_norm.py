@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-__all__ = ["InstanceNorm", "with_instance_norm"]
+__all__ = ["InstanceNorm", "with_instance_norm", "with_plain_instance_norm"]
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -32,4 +32,12 @@ def with_instance_norm(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.InstanceNorm2d:
             module.__class__ = InstanceNorm  # in place, since the network may refer to it in several places
+    return model
+
+
+def with_plain_instance_norm(model: nn.Module) -> nn.Module:
+    """Undoes `with_instance_norm`: one image at a time would fix the number of images in an exported graph."""
+    for module in model.modules():
+        if type(module) is InstanceNorm:
+            module.__class__ = nn.InstanceNorm2d  # type: ignore[assignment]
     return model

@@ -1,0 +1,1 @@
+"""Finished runs as files that work without this package."""
