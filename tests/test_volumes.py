@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fedgs.core import Global
@@ -20,7 +21,7 @@ from fedgs.evaluation import Scorer
 from fedgs.experiment import train
 from fedgs.run_folder import RunFolder
 from fedgs.volumes import score_volumes
-from runs import tiny_config
+from runs import fedgs, tiny_config
 
 SIZE = 48
 DARK, LIGHT = 185, 200
@@ -127,6 +128,18 @@ def test_volumes_csv_is_guarded_like_the_other_tables(run: RunFolder) -> None:
     with pytest.raises(Exception, match=r"volumes\.csv: was altered"):
         run.require_unaltered()
     path.write_bytes(content)
+
+
+def test_what_knows_images_alone_refuses_a_run_on_volumes(run: RunFolder, tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    for arguments in (
+        ("predict", str(run.path), str(tmp_path / "a.png"), "--out", str(tmp_path / "masks")),
+        ("export", str(run.path), "--format", "torch-export", "--out", str(tmp_path / "net.pt2")),
+    ):
+        refused = fedgs(*arguments, check=False)
+        assert refused.returncode == 1
+        assert "was trained on slices of volumes" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_finished_run_is_the_same_again(run: RunFolder, index: Index, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fedgs.config import RunConfig
 from fedgs.data.index import Index, Progress, open_data
 from fedgs.data.lesions import SmallRule
 from fedgs.engine import State
-from fedgs.errors import CheckpointError, DataError, understood
+from fedgs.errors import CheckpointError, ConfigError, DataError, understood
 from fedgs.run_folder import RunFolder
 from fedgs.summary import ADDED
 
@@ -44,6 +44,18 @@ class Finished:
     cases: pd.DataFrame
     size_quartiles: tuple[float, ...] | None
     known_cases: Mapping[tuple[str, int], Mapping[str, int]]
+
+    def require_images(self, purpose: str) -> None:
+        """Makes sure that the run's network looks at images, and not at slices of volumes in a window of their own.
+
+        Raises:
+            ConfigError: It was trained on slices.
+        """
+        if "slices" in self.folder.summary()["data"]:
+            raise ConfigError(
+                f"{self.folder.path}: was trained on slices of volumes, for which there is no {purpose} yet; take a run "
+                "on images"
+            )
 
     def network(self) -> Module:
         """Builds the run's network, whose weights are still to be loaded from `state`."""

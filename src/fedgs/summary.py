@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -68,6 +69,7 @@ def describe_data(index: Index, split: pd.DataFrame) -> dict[str, Any]:
     }
     return {
         "source": index.source.name,
+        **({} if index.slices is None else {"slices": asdict(index.slices)}),
         "adapter": index.adapter,
         "channels": index.channels,
         "small_rule": {"kind": rule.kind, "fraction": rule.fraction, "base": rule.base},

@@ -89,6 +89,7 @@ def export_run(
     if checkpoint not in CHECKPOINTS:
         raise unknown_choice("checkpoint", checkpoint, CHECKPOINTS)
     finished = read_finished(folder, config, checkpoint)
+    finished.require_images("export")
     network = load_network(finished, site)
     given = Path(comparison) if comparison else None
     card = make_card(finished, network, checkpoint=checkpoint, site=site, licence=licence, comparison=given)

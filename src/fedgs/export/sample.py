@@ -67,7 +67,7 @@ def _files(config: RunConfig, split: pd.DataFrame) -> Iterator[tuple[Path, str]]
     if source is None or not source.is_dir() or not any(source.iterdir()):
         return
     if is_index(source):
-        settings, table = read_index(source)
+        settings, table, _ = read_index(source)
         rows = table[["site", "case", "image"]].to_numpy().tolist()
         paths = {(site, case): Path(settings.source) / image for site, case, image in rows}
     else:

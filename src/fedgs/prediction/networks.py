@@ -127,7 +127,9 @@ def read_networks(runs: Sequence[Path], options: PredictOptions) -> Networks:
 
 def _read(folder: RunFolder, options: PredictOptions) -> Finished:
     changes = {"device": options.device} | ({"precision": options.precision} if options.precision else {})
-    return read_finished(folder, resolve(configure(folder.config(), **changes)), options.checkpoint)
+    finished = read_finished(folder, resolve(configure(folder.config(), **changes)), options.checkpoint)
+    finished.require_images("prediction")
+    return finished
 
 
 def _member(finished: Finished, options: PredictOptions) -> Member:
