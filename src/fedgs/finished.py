@@ -53,8 +53,8 @@ class Finished:
         """
         if "slices" in self.folder.summary()["data"]:
             raise ConfigError(
-                f"{self.folder.path}: was trained on slices of volumes, for which there is no {purpose} yet; take a run "
-                "on images"
+                f"{self.folder.path}: was trained on slices of volumes, for which there is no {purpose} yet; take a "
+                "run on images"
             )
 
     def network(self) -> Module:
