@@ -405,7 +405,7 @@ ROWS |= {
     f"unknown {name}": row
     for name, row in {
         "adapter": refused(f"{INDEX} --adapter polipgen", "did you mean 'polypgen'", "folder, lits, phantom, polypgen"),
-        "adapter of a run": refused(f"{TRAIN} --adapter foldr", "did you mean 'folder'", "folder, lits, phantom, polypgen"),
+        "adapter of a run": refused(f"{TRAIN} --adapter foldr", "did you mean 'folder'", "folder, lits, phantom"),
         "algorithm": refused(
             f"{TRAIN} --algorithm fedsg", "did you mean 'fedgs'", "fedavg, fedavg-published, fedbn, fedgs"
         ),
@@ -423,7 +423,7 @@ ROWS |= {
         "command": refused(
             "trian --data {p.data}",
             "did you mean 'train'",
-            "compare, demo, evaluate, explain, export, export-table, import-checkpoint, index, phantom, predict, preflight",
+            "compare, demo, evaluate, explain, export, export-table, import-checkpoint, index, phantom, predict",
         ),
         "flag of train": refused(f"{TRAIN} --round 3", "did you mean '--rounds'", "--unseen-site", "--resume"),
         "flag of index": refused(f"{INDEX} --sizes 3", "did you mean '--size'", "--small-rule", "--adapter"),
