@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,18 +10,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.nn import Module
-from torch.nn.functional import interpolate
 
 from fedgs.core import load
 from fedgs.data.augment import normalise
-from fedgs.data.images import resize_image
+from fedgs.data.images import resize_image, with_channels
 from fedgs.data.index import Index
 from fedgs.data.volumes import Volume, read_volume
 from fedgs.engine import State
 from fedgs.errors import TrainingError
-from fedgs.evaluation import Scorer
+from fedgs.evaluation import Scorer, at_size, lesion_probabilities
 from fedgs.metrics.volumes import volume_scores
-from fedgs.models import segment
 from fedgs.scoring import networks_for
 from fedgs.summary import TESTS
 
@@ -54,18 +51,16 @@ def predict_slices(
     model.eval()
     device = torch.device(scorer.device)
     for batch in _batches(frames, scorer.batch_size):
-        shape = batch[0].shape[:2]
-        square = torch.from_numpy(np.stack([resize_image(frame, size) for frame in batch])).to(device)
-        images = normalise(square.permute(0, 3, 1, 2).expand(-1, channels, -1, -1))
-        with torch.autocast(device.type, scorer.autocast) if scorer.autocast else contextlib.nullcontext():
-            probability = segment(model, images)[:, 1:]
+        squares = [with_channels(resize_image(frame, size), channels) for frame in batch]
+        images = normalise(torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2))
+        probability = lesion_probabilities(model, images, scorer.autocast)
         if not probability.isfinite().all():
             raise TrainingError(
                 "expected a probability per voxel, the network gave what is no number; its training has diverged: "
                 "train again with a smaller --lr, or take another checkpoint"
             )
-        resized = interpolate(probability, shape, mode="bilinear", align_corners=False)[:, 0]
-        yield from resized.float().clamp(0, 1).cpu().numpy()
+        for frame, found in zip(batch, probability, strict=True):
+            yield at_size(found, frame.shape[:2]).float().clamp(0, 1).cpu().numpy()
 
 
 def score_volumes(
